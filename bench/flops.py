@@ -1,0 +1,74 @@
+"""Operations of one forward pass: one multiply-accumulate or one |x - w| counts 1, the papers' convention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .contract import DataSpec
+
+
+def count_ops(net: nn.Module, data: DataSpec) -> int:
+    """Operations of one forward pass of one image.
+
+    Convolutions and linear layers by their formulas (bias, activations, pooling and normalisation count 0, as in the
+    papers); a layer with a method `count_ops(inputs, output) -> int` speaks for itself and all it contains.
+
+    Raises:
+        ValueError: a layer holds weights but no formula is known for it.
+    """
+    total = 0
+    hooks = []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal total
+        total += _layer_ops(module, inputs[0], output)
+
+    for module in _counted(net):
+        hooks.append(module.register_forward_hook(hook))
+    was_training = net.training
+    try:
+        net.eval()
+        some = next(iter(net.parameters()), torch.zeros(()))
+        with torch.no_grad():
+            net(torch.full((1, data.channels, data.height, data.width), 0.5, device=some.device, dtype=some.dtype))
+    finally:
+        net.train(was_training)
+        for handle in hooks:
+            handle.remove()
+    return total
+
+
+def _counted(net: nn.Module) -> list[nn.Module]:
+    """The layers that count: own formula first (its children are its business), then every leaf with weights."""
+    if hasattr(net, "count_ops"):
+        return [net]
+    children = list(net.children())
+    if not children:
+        return [net] if isinstance(net, _FREE + _LINEAR + _CONV) or any(True for _ in net.parameters()) else []
+    return [m for child in children for m in _counted(child)]
+
+
+_LINEAR = (nn.Linear,)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FREE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)  # normalisation counts 0
+
+
+def _layer_ops(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    if hasattr(module, "count_ops"):
+        return int(module.count_ops(inputs, output))
+    if isinstance(module, _LINEAR):
+        return output.numel() * module.in_features
+    if isinstance(module, _CONV):
+        taps = module.in_channels // module.groups
+        for side in module.kernel_size:
+            taps *= side
+        return output.numel() * taps
+    if isinstance(module, _FREE):
+        return 0
+    raise ValueError(
+        f"no operation count is known for layer {type(module).__name__}; "
+        "give it a method count_ops(inputs, output) -> int, or override Method.flops"
+    )
