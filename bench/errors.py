@@ -25,3 +25,23 @@ class Interrupted(BenchError):
     """Stopped by a signal or a time limit; the run can be resumed."""
 
     exit_code = 4
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """Text from outside, cut, its control characters shown instead of sent to the terminal."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def one_line(error: BaseException) -> str:
+    """`TypeError: first line of the message`, fit for a table cell."""
+    if isinstance(error, SystemExit):
+        return f"calls sys.exit({error.code!r})"
+    if isinstance(error, SyntaxError):
+        return printable(f"SyntaxError: {error.msg} (line {error.lineno})", 300)
+    try:
+        text = str(error)
+    except Exception:  # an exception class whose __str__ raises
+        text = ""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
