@@ -1,0 +1,95 @@
+"""Optimiser and schedules of distance nets: Adam with a tiny eps, p from 8 to infinity, l_p weight decay.
+
+Sources: linf_dist.md sections 2.8, 3.8-3.10, 4.5 (official repositories' scripts and code).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import Step
+
+from .kernels import coarse_even_p
+from .nets import DistNet
+from .recipes import DistRecipe
+
+BETAS = (0.9, 0.99)
+# At p = 8 the median hidden-weight gradient is about 3e-10 at the start: torch's default 1e-8 would freeze the net.
+ADAM_EPS = 1e-10
+JUMP_FROM = 100  # arXiv 2110.06850's code jumps to infinity only if p has come this far
+
+
+def ramp(recipe: DistRecipe, epoch_float: float) -> float:
+    """Progress of the p schedule: 0 until p_hold epochs, 1 from p_inf_from epochs on."""
+    if epoch_float >= recipe.p_inf_from:
+        return 1.0
+    return min(1.0, max(0.0, (epoch_float - recipe.p_hold) / max(recipe.p_inf_from - recipe.p_hold, 1e-12)))
+
+
+def p_at(recipe: DistRecipe, epoch_float: float) -> float:
+    """Exponent after `epoch_float` epochs: p_start, geometric growth to p_end, then infinity."""
+    part = ramp(recipe, epoch_float)
+    if part >= 1.0:
+        return math.inf if recipe.p_end >= JUMP_FROM else float(recipe.p_end)
+    p = float(recipe.p_start * (recipe.p_end / recipe.p_start) ** part)
+    return coarse_even_p(p) if recipe.p_grid == "coarse" else p
+
+
+def mix_at(recipe: DistRecipe, epoch_float: float) -> float:
+    """Weight of the cross-entropy: lambda0, decaying geometrically to lambda_end on the same ramp as p."""
+    return float(recipe.lambda0 * (recipe.lambda_end / recipe.lambda0) ** ramp(recipe, epoch_float))
+
+
+def set_schedule(net: DistNet, step: Step) -> dict[str, float]:
+    """Set p for this step; returns it for the log."""
+    p = p_at(step.recipe, step.epoch_float)
+    net.set_p(p)
+    return {"p": p}
+
+
+def build_optimizer(net: DistNet, recipe: DistRecipe) -> torch.optim.Optimizer:
+    """Adam(0.9, 0.99, eps 1e-10), the learnable scale in a group of its own, l_p decay before every step if wanted."""
+    scale = [net.scale]
+    rest = [p for name, p in net.named_parameters() if name != "scale"]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": recipe.lr}, {"params": scale, "lr": recipe.scale_lr}]
+    optimizer = torch.optim.Adam(groups, lr=recipe.lr, betas=BETAS, eps=ADAM_EPS, fused=True)
+    if recipe.weight_decay > 0:
+        optimizer.register_step_pre_hook(lambda opt, args, kwargs: decay(net, opt, recipe.weight_decay))
+    return optimizer
+
+
+@torch.no_grad()
+def decay(net: DistNet, optimizer: torch.optim.Optimizer, strength: float) -> None:
+    """w <- w - lr * strength * grad( |w_row|_p^2 / 2 ) on distance weights, plain decay elsewhere, before Adam's step.
+
+    Source: arXiv 2102.05363's repository; p is the layer's current one. At p = inf only each row's largest entry
+    decays.
+    """
+    rate = float(optimizer.param_groups[0]["lr"]) * strength
+    distance_weights = set()
+    for layer in net.distance_layers():
+        distance_weights.add(id(layer.weight))
+        layer.weight.sub_(norm_gradient(layer.weight, layer.p), alpha=rate)
+    for parameter in optimizer.param_groups[0]["params"]:
+        if id(parameter) not in distance_weights:
+            parameter.mul_(1 - rate)
+
+
+def norm_gradient(weight: Tensor, p: float) -> Tensor:
+    """Gradient of |w|_p^2 / 2 per row: (|w_j| / |w|_p)^(p-2) * w_j; rows of zeros give zero.
+
+    Args:
+        weight: [O, I]. p: at least 2, or infinity.
+    """
+    size = weight.abs()
+    biggest = size.amax(dim=1, keepdim=True)
+    if p == math.inf:
+        first = size.argmax(dim=1, keepdim=True)
+        return torch.zeros_like(weight).scatter_(1, first, weight.gather(1, first))
+    part = size / torch.where(biggest > 0, biggest, torch.ones_like(biggest))  # in [0, 1]: powers cannot overflow
+    total = part.pow(p).sum(dim=1, keepdim=True)
+    return part.pow(p - 2) * total.clamp(min=1.0).pow(2.0 / p - 1.0) * weight
