@@ -28,13 +28,15 @@ class Eps:
     """
 
     __slots__ = ("_text", "_value")
+    _text: str
+    _value: Fraction
 
     def __init__(self, text: str | Eps) -> None:
         if isinstance(text, Eps):
             self._text, self._value = text._text, text._value
             return
         if not isinstance(text, str):
-            raise ValueError(f'eps = {text!r} must be written as a string such as "0.3" or "8/255", so that it is exact')
+            raise ValueError(f'eps = {text!r} must be a string such as "0.3" or "8/255", so that it is exact')
         written = text.strip()
         if not _FORM.fullmatch(written):
             raise ValueError(f"eps = {text!r} is not a radius: write a decimal or a fraction in [0, 1], 0.3 or 8/255")

@@ -49,7 +49,7 @@ def box_float32(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _up(x: Tensor, shift: float | Tensor) -> Tensor:
-    """Smallest float32 >= x + shift, the sum being exact: float64 sum, its residual, one step up where it fell short."""
+    """Smallest float32 >= the exact x + shift: float64 sum and its residual, one step up where it fell short."""
     a, b = x.double(), torch.as_tensor(shift, dtype=torch.float64, device=x.device)
     if isinstance(shift, Tensor):
         b = shift.double()
