@@ -1,0 +1,151 @@
+"""The distance layer's operations as `torch.library` ops, and the choice of the code that runs them.
+
+Namespace `certbench`: `lp_dist` (forward), `lp_dist_backward`, `linf_interval`. As custom ops they are opaque to
+autograd and to `torch.compile`, which sees shapes only; the arithmetic is `native` (CPU, float32) or `reference`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from methods.linf_dist.kernels import reference
+
+MAX_ENTRIES = 2**31 - 3  # int32 indices, less the two reserved codes
+
+
+def _check(x: Tensor, w: Tensor, p: float) -> None:
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must be [B, I] and [O, I] with one I")
+    if x.shape[1] == 0:
+        raise ValueError("I (=0) must be at least 1: a distance needs a coordinate")
+    if x.dtype != w.dtype or x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x ({x.dtype}) and w ({w.dtype}) must both be float32 or both float64; "
+                         "autocast and half precision void the certificate")
+    if x.device != w.device:
+        raise ValueError(f"x ({x.device}) and w ({w.device}) must be on one device")
+    if not p >= 1:
+        raise ValueError(f"p (={p}) must be at least 1")
+    if max(x.shape[0] * x.shape[1], w.shape[0] * w.shape[1], x.shape[0] * w.shape[0]) > MAX_ENTRIES:
+        raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}: more than {MAX_ENTRIES} entries; split the batch")
+
+
+@torch.library.custom_op("certbench::lp_dist", mutates_args=())
+def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
+    """(distances [B, O], code): code is int32 [B, O] at p = inf `with_code`, else [0, 0]; see `reference.forward`."""
+    return reference.forward(x.contiguous(), w.contiguous(), p, with_code)
+
+
+@lp_dist.register_fake
+def _(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
+    # `p == inf`, not `math.isinf`: under torch.compile a p that changes between calls is a symbol
+    shape = (x.shape[0], w.shape[0])
+    code = x.new_empty(shape if with_code and p == math.inf else (0, 0), dtype=torch.int32)
+    return x.new_empty(shape), code
+
+
+@torch.library.custom_op("certbench::lp_dist_backward", mutates_args=())
+def lp_dist_backward(
+    grad: Tensor, x: Tensor, w: Tensor, y: Tensor, code: Tensor, p: float, need_x: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx [B, I], dw [O, I]); the one not needed is [0, 0] (an op cannot return None)."""
+    # an expanded gradient (of `sum`, say) has stride 0
+    dx, dw = reference.backward(grad.contiguous(), x.contiguous(), w.contiguous(), y, code, p)
+    return dx if need_x else x.new_empty(0, 0), dw if need_w else w.new_empty(0, 0)
+
+
+@lp_dist_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, w: Tensor, y: Tensor, code: Tensor, p: float, need_x: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else (0, 0)), w.new_empty(w.shape if need_w else (0, 0))
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, w, ctx.p, with_code = inputs
+    y, code = output
+    if ctx.p == math.inf and not with_code:
+        raise RuntimeError("lp_dist at p = inf needs with_code=True where a gradient is wanted")
+    ctx.save_for_backward(x, w, y, code)
+    ctx.mark_non_differentiable(code)
+
+
+def _backward(ctx, grad, _grad_code):  # type: ignore[no-untyped-def]
+    x, w, y, code = ctx.saved_tensors
+    need_x, need_w = ctx.needs_input_grad[:2]
+    dx, dw = lp_dist_backward(grad, x, w, y, code, ctx.p, need_x, need_w)
+    return dx if need_x else None, dw if need_w else None, None, None
+
+
+lp_dist.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("certbench::linf_interval", mutates_args=())
+def linf_interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds [B, O], [B, O] of the l_inf distance over a box; see `interval`."""
+    if (lower > upper).any():
+        at = (lower > upper).nonzero()[0].tolist()
+        raise ValueError(f"lower > upper at [b, i] = {at}: an inverted box has no bounds")
+    return reference.interval(lower.contiguous(), upper.contiguous(), w.contiguous())
+
+
+@linf_interval.register_fake
+def _(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (lower.shape[0], w.shape[0])
+    return lower.new_empty(shape), lower.new_empty(shape)
+
+
+def dist(x: Tensor, w: Tensor, p: float) -> Tensor:
+    """Distance from every input row to every centre: out[b, o] = (sum_i |x[b, i] - w[o, i]| ** p) ** (1 / p).
+
+    Args:
+        x: [B, I] float32 (or float64, slow); any strides.
+        w: [O, I], dtype and device of `x`.
+        p: at least 1. `math.inf` is the exact maximum.
+
+    Returns:
+        [B, O], differentiable once in `x` and `w`. At p = inf 1-Lipschitz from l_inf to l_inf, every output one
+        rounding of the true maximum, the same bits for every batch size, thread count and code path. Where
+        x[b] == w[o] the distance and its gradient are exactly 0; NaN and infinite inputs come out as NaN and inf.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, I = 0, or p < 1.
+
+    Memory: O(B * I + O * I + B * O), never B * O * I.
+    Source: arXiv 2102.05363 (the neuron without its bias and its l_p relaxation).
+    """
+    _check(x, w, p)
+    wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    return lp_dist(x, w, float(p), wants_gradient and p == math.inf)[0]
+
+
+def interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest l_inf distance from each centre to the boxes lower <= x <= upper, coordinate by coordinate.
+
+    d_lo[b, o] = max_i max(lower - w, w - upper, 0), d_hi[b, o] = max_i max(|lower - w|, |upper - w|).
+
+    Args:
+        lower, upper: [B, I], float32 or float64.
+        w: [O, I], their dtype and device.
+
+    Returns:
+        d_lo, d_hi, both [B, O], no gradient. The same bits as the formula in torch for every batch size, order and
+        thread count; d_lo is never -0. NaN propagates.
+
+    Raises:
+        ValueError: lower > upper anywhere (an empty box is the caller's error, it is not repaired), or a wrong shape.
+
+    Source: certified_test of the v2 code of arXiv 2110.06850 (interval propagation with clipped inputs).
+    """
+    _check(lower, w, math.inf)
+    if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.device != upper.device:
+        raise ValueError(f"lower {tuple(lower.shape)} {lower.dtype} and upper {tuple(upper.shape)} {upper.dtype} "
+                         "must have one shape, dtype and device")
+    lo, hi = linf_interval(lower.detach(), upper.detach(), w.detach())
+    return lo, hi
+
+
+def kernel_info() -> dict[str, object]:
+    """Which code computes float32 distances on the CPU, for the record of a run."""
+    return {"backend": "reference", "reason": "native kernels are not built", "source_sha256": "", "flags": "",
+            "compiler": "", "isa": "", "threads": torch.get_num_threads()}
