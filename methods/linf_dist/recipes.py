@@ -141,8 +141,8 @@ def _short(paper: DistRecipe) -> DistRecipe:
     )
 
 
-# Minutes on two CPU cores: (data set, eps, epochs, hidden widths, largest shift in pixels). Steps, not width, limit short
-# runs, hence batch 128; the identity start is made for hundreds of epochs and costs accuracy here (linf_dist.md 7.7).
+# Minutes on two CPU cores: (data set, eps, epochs, hidden widths, largest shift in pixels). Steps, not width, limit
+# short runs, hence batch 128; the identity start is made for hundreds of epochs.
 _QUICK: tuple[tuple[str, str, int, tuple[int, ...], int], ...] = (
     ("digits", "0.1", 100, (128, 128), 0),
     ("synthetic", "0.1", 10, (32,), 0),
@@ -167,9 +167,9 @@ def _quick(eps_train: dict[str, float], base: DistRecipe, **by_data: dict[str, o
         if f"{dataset} {eps}" not in eps_train:
             continue
         flip = dataset in ("cifar10", "tinyimagenet")
-        settings: dict[str, object] = {"dataset": dataset, "eps": eps, "widths": widths, "crop_pad": shift, "flip": flip}
-        settings["eps_train"] = eps_train[f"{dataset} {eps}"]
-        settings["eps_ramp"] = (0.0, base.eps_ramp[1] * epochs)
+        settings: dict[str, object] = {"dataset": dataset, "eps": eps, "widths": widths}
+        settings |= {"crop_pad": shift, "flip": flip, "eps_train": eps_train[f"{dataset} {eps}"]}
+        settings |= {"eps_ramp": (0.0, base.eps_ramp[1] * epochs)}
         yield _scaled(base, epochs, 0.25, 0.1, **{**settings, **by_data.get(dataset, {})})
 
 
