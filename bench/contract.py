@@ -184,6 +184,13 @@ class Method:
     paper: ClassVar[str | None] = None  # citekey in results/published
     norm: ClassVar[str] = "linf"  # the norm its certificate speaks about
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Certificates refuse wrong images, labels and radii with a ValueError before your code sees them."""
+        from .arguments import guard
+
+        super().__init_subclass__(**options)
+        guard(cls)
+
     # --- required -------------------------------------------------------------------------------------------------
 
     def recipes(self) -> Iterable[Recipe]:
@@ -236,7 +243,9 @@ class Method:
         start, end = recipe.eps_ramp
         if epoch_float >= end:
             return float(recipe.train_radius)
-        return float(recipe.train_radius) * max(0.0, epoch_float - start) / (end - start)
+        if epoch_float <= start:
+            return 0.0
+        return float(recipe.train_radius) * (epoch_float - start) / (end - start)
 
     def schedule(self, net: nn.Module, step: Step) -> Mapping[str, float]:
         """Called before every step, e.g. to set p; what it returns is shown and logged ({"p": 8.0})."""

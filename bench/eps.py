@@ -11,7 +11,7 @@ import struct
 from fractions import Fraction
 from functools import total_ordering
 
-_FORM = re.compile(r"\d{1,6}/\d{1,6}|\d{1,3}(\.\d{1,17})?")
+_FORM = re.compile(r"[0-9]{1,6}/[0-9]{1,6}|[0-9]{1,3}(\.[0-9]{1,17})?")
 _LEVELS = 255  # published radii are multiples of 1/255 or short decimals
 
 

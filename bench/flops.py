@@ -26,34 +26,35 @@ def count_ops(net: nn.Module, data: DataSpec) -> int:
         nonlocal total
         total += _layer_ops(module, inputs[0], output)
 
-    for module in _counted(net):
-        hooks.append(module.register_forward_hook(hook))
-    was_training = net.training
+    modes = [(module, module.training) for module in net.modules()]
     try:
+        for module in dict.fromkeys(_counted(net)):  # a layer used twice fires its one hook twice
+            hooks.append(module.register_forward_hook(hook))
         net.eval()
         some = next(iter(net.parameters()), torch.zeros(()))
         with torch.no_grad():
             net(torch.full((1, data.channels, data.height, data.width), 0.5, device=some.device, dtype=some.dtype))
     finally:
-        net.train(was_training)
+        for module, training in modes:
+            module.training = training
         for handle in hooks:
             handle.remove()
     return total
 
 
 def _counted(net: nn.Module) -> list[nn.Module]:
-    """The layers that count: own formula first (its children are its business), then every leaf with weights."""
-    if hasattr(net, "count_ops"):
+    """The layers that count: own formula first (its children are its business), then all that hold a weight matrix.
+
+    Vectors and scalars (biases, scales) act elementwise and count 0.
+    """
+    if hasattr(net, "count_ops") or isinstance(net, _LINEAR + _CONV):  # these have children when parametrised
         return [net]
-    children = list(net.children())
-    if not children:
-        return [net] if isinstance(net, _FREE + _LINEAR + _CONV) or any(True for _ in net.parameters()) else []
-    return [m for child in children for m in _counted(child)]
+    own = [net] if any(p.ndim > 1 for p in net.parameters(recurse=False)) else []
+    return own + [layer for child in net.children() for layer in _counted(child)]
 
 
 _LINEAR = (nn.Linear,)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FREE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)  # normalisation counts 0
 
 
 def _layer_ops(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
@@ -67,7 +68,7 @@ def _layer_ops(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
         for side in module.kernel_size:
             taps *= side
         return output.numel() * taps
-    if isinstance(module, _FREE):
+    if isinstance(module, nn.LayerNorm):
         return 0
     raise ValueError(
         f"no operation count is known for layer {type(module).__name__}; "

@@ -55,7 +55,7 @@ def check_recipe(recipe: Recipe) -> None:
         outside = isinstance(value, (int, float)) and not (low <= value <= high)
         if outside or (spec.metadata.get("open_low") and value == low):
             bracket = "(" if spec.metadata.get("open_low") else "["
-            hint = "; eps is in pixel units of [0, 1], write 8/255 as 0.0314" if spec.name == "eps_train" else ""
+            hint = "; eps is in pixel units of [0, 1], write 8/255" if spec.name == "eps_train" else ""
             raise ValueError(f"{where} lies outside {bracket}{low}, {high}]{hint}")
     if recipe.eps_ramp[1] < recipe.eps_ramp[0]:
         raise ValueError(f"recipe {name_of(recipe)}: eps_ramp = {recipe.eps_ramp} must not end before it starts")
@@ -85,10 +85,9 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Field -> JSON value; tuples become lists."""
-    return {
-        f.name: list(v) if isinstance(v := getattr(recipe, f.name), tuple) else v for f in dataclasses.fields(recipe)
-    }
+    """Field -> JSON value; tuples become lists, and a number is a float wherever the field is one (lr=1 is lr=1.0)."""
+    hints = typing.get_type_hints(type(recipe))
+    return {f.name: _json(getattr(recipe, f.name), hints[f.name]) for f in dataclasses.fields(recipe)}
 
 
 def content_hash(recipe: Recipe) -> str:
@@ -121,14 +120,22 @@ def _has_type(value: Any, hint: Any) -> bool:
             return all(_has_type(v, args[0]) for v in value)
         return len(value) == len(args) and all(_has_type(v, a) for v, a in zip(value, args, strict=True))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
+def _json(value: Any, hint: Any) -> Any:
+    if isinstance(value, tuple):
+        args = typing.get_args(hint)
+        kinds = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
+        return [_json(v, kind) for v, kind in zip(value, kinds, strict=True)]
+    return float(value) if hint is float else value
+
+
 def _type_name(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a word"}
     return names.get(hint, str(hint))
 
 

@@ -71,7 +71,7 @@ def _inner_table(eps: Eps, levels: int) -> tuple[Tensor, Tensor]:
     from fractions import Fraction
 
     values = levels_table(levels)
-    lower, upper = torch.empty(levels), torch.empty(levels)
+    lower, upper = torch.empty(levels, dtype=torch.float32), torch.empty(levels, dtype=torch.float32)
     for k in range(levels):
         exact = Fraction(float(values[k]))
         high = min(Fraction(1), exact + eps.fraction)
@@ -88,7 +88,7 @@ def _float32_at_most(value: object) -> Tensor:
     assert isinstance(value, Fraction)
     single = torch.tensor(float(value), dtype=torch.float32)
     if Fraction(float(single)) > value:
-        single = torch.nextafter(single, torch.tensor(-torch.inf))
+        single = torch.nextafter(single, torch.tensor(-torch.inf, dtype=torch.float32))
     return single
 
 
@@ -125,7 +125,7 @@ def corner(x: Tensor, eps: Eps, seed: int, levels: int = 256) -> Tensor:
     """A random vertex of the inner box of every example; same shape as x."""
     lower, upper = inner_box(x, eps, levels)
     generator = torch.Generator(device=x.device).manual_seed(seed)
-    pick = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
+    pick = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32) < 0.5
     return torch.where(pick, lower, upper)
 
 
@@ -133,5 +133,5 @@ def sample(x: Tensor, eps: Eps, seed: int, levels: int = 256) -> Tensor:
     """A uniform point of the inner box of every example; same shape as x."""
     lower, upper = inner_box(x, eps, levels)
     generator = torch.Generator(device=x.device).manual_seed(seed)
-    part = torch.rand(x.shape, generator=generator, device=x.device)
+    part = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
     return torch.minimum(torch.maximum(lower + part * (upper - lower), lower), upper)
