@@ -36,7 +36,7 @@ def _remembering(build: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, data: Any, recipe: Any) -> Any:
         net = build(self, data, recipe)
         if isinstance(net, nn.Module):
-            net.built_for = data  # type: ignore[assignment]
+            net.built_for = data
         return net
 
     return call
