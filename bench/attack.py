@@ -1,0 +1,305 @@
+"""Projected gradient descent on the margin, directly and through a method's surrogates.
+
+An attack never reports its own success: every iterate is judged by the deployed net, the point it returns is judged
+once more by a plain forward pass, and it lies inside the exact ball and [0, 1] to the last bit (`threat.inner_box`).
+
+Budgets nest, so that more is never weaker: restart k + 1 begins after restart k, step sizes depend on the step's
+number only, and the random starts of an example are a function of (seed, attack, restart, its index), whatever batch
+it comes in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .contract import Method, margin
+from .eps import Eps
+from .errors import BenchError
+from .seeding import seed_of
+from .threat import inner_box
+
+DECAY = 8.0  # step t is step_rel * eps / (1 + t / DECAY): 2.5 radii in 20 steps, and its ends do not depend on how many
+_LOOK_EVERY = 5  # steps between looks at who has fallen; each costs a GPU a synchronisation
+_NAME = re.compile(r"[a-z0-9_.]{1,40}")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The budget. The default is what a two-core machine can pay for 10,000 images; `thorough()` is for a GPU.
+
+    steps, restarts: of PGD on the deployed net; 0 steps leave it out. Restart 0 starts at the image, others anywhere
+    in the ball. step_rel: first step as a fraction of eps, decaying harmonically. surrogates: how many of
+    `method.attack_models` are used, in the method's order. attack_certified: also attack what is certified, which can
+    only expose a wrong certificate; without it the record says so.
+    """
+
+    steps: int = 20
+    restarts: int = 1
+    step_rel: float = 0.25
+    surrogates: int = 2
+    surrogate_steps: int = 20
+    surrogate_restarts: int = 1
+    attack_certified: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "surrogates", "surrogate_steps", "surrogate_restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value <= 100_000:
+                raise ValueError(f"attack {name} = {value!r} must be a whole number from 0 to 100000")
+        if not 0 < self.step_rel <= 2:
+            raise ValueError(f"attack step_rel = {self.step_rel!r} must lie in (0, 2]; it is a fraction of eps")
+
+    @classmethod
+    def thorough(cls) -> AttackConfig:
+        """100 steps x 3 restarts on the net and on every surrogate."""
+        return cls(steps=100, restarts=3, surrogates=100, surrogate_steps=100, surrogate_restarts=3)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of a suite. `guide` is the surrogate whose gradients are followed, None for the net itself."""
+
+    name: str
+    steps: int
+    restarts: int
+    step_rel: float = 0.25
+    loss: str = "margin"
+    guide: nn.Module | None = field(default=None, repr=False)
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """Its line in the record."""
+        surrogate: dict[str, Any] | None = None
+        if self.guide is not None:
+            label = self.name.removeprefix("pgd_")
+            exponent = re.fullmatch(r"p(\d+(?:\.\d+)?)", label)
+            surrogate = {"p": float(exponent[1])} if exponent else {"name": label}
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "restarts": self.restarts,
+            "step": f"{self.step_rel:g} eps / (1 + t / {DECAY:g})",
+            "loss": self.loss,
+            "surrogate": surrogate,
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """broken [B] bool; adversarial [B, C, H, W], meaningful where broken; zero_gradient: share of (example, step)
+    pairs whose input gradient was zero in every pixel, a scalar tensor (a sign of gradient masking)."""
+
+    broken: Tensor
+    adversarial: Tensor
+    zero_gradient: Tensor
+
+
+def suite(config: AttackConfig, method: Method, net: nn.Module) -> list[Attack]:
+    """The attacks a configuration stands for, in the order they run: the net itself, then its surrogates.
+
+    Raises:
+        BenchError: a surrogate has an unusable or repeated name.
+    """
+    attacks = []
+    if config.steps and config.restarts:
+        attacks.append(Attack("pgd", config.steps, config.restarts, config.step_rel))
+    if config.surrogate_steps and config.surrogate_restarts:
+        for name, guide in list(method.attack_models(net))[: config.surrogates]:
+            if not _NAME.fullmatch(name) or any(a.name == f"pgd_{name}" for a in attacks):
+                raise BenchError(f"method {method.name}: attack model {name!r} needs a name of its own, [a-z0-9_.]")
+            attacks.append(
+                Attack(
+                    f"pgd_{name}",
+                    config.surrogate_steps,
+                    config.surrogate_restarts,
+                    config.step_rel,
+                    guide=guide.eval(),
+                )
+            )
+    return attacks
+
+
+def run(
+    attack: Attack, net: nn.Module, x: Tensor, y: Tensor, index: Tensor, *, eps: Eps, levels: int, seed: int
+) -> Outcome:
+    """Attack a batch.
+
+    Args:
+        net: the deployed net, in eval mode. x: [B, C, H, W] float32 on the grid of `levels`. y: [B] int64.
+        index: [B] int64, what tells examples apart for ever: their position in the official split.
+        eps: exact radius; 0 breaks nothing, x itself is not an attack.
+
+    Returns:
+        Outcome; `broken` as judged by the deployed net in one plain forward pass over the points returned.
+
+    Raises:
+        AssertionError: a point left the inner box.
+    """
+    lower, upper = inner_box(x, eps, levels)
+    fight = _Fight(x, y)
+    if eps.fraction > 0:
+        with _weights_frozen(net, attack.guide):
+            for restart in range(attack.restarts):
+                if restart and not fight.standing():
+                    break
+                here = seed_of(seed, "attack", attack.name, restart)
+                noise = uniform_noise(index, x[0].numel(), here).reshape(x.shape)
+                _restart(attack, net, fight, noise, lower, upper, eps, from_image=restart == 0)
+    adversarial = fight.adversarial
+    assert bool(((adversarial >= lower) & (adversarial <= upper)).all()), f"{attack.name} left the ball"
+    return Outcome(_judge(net, adversarial, y, fight.broken), adversarial, fight.zero_share())
+
+
+# --- one restart ------------------------------------------------------------------------------------------------------
+
+
+class _Fight:
+    """Who still stands, and the first point that felled each of the others."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.adversarial = x.clone()
+        self.zeros = torch.zeros((), device=x.device)
+        self.gradients = 0
+
+    def standing(self) -> int:
+        return int((~self.broken).sum())
+
+    def zero_share(self) -> Tensor:
+        return self.zeros / max(1, self.gradients)
+
+
+def _restart(
+    attack: Attack,
+    net: nn.Module,
+    fight: _Fight,
+    noise: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    eps: Eps,
+    *,
+    from_image: bool,
+) -> None:
+    """Descend from one start; the examples that fall on the way drop out every few steps."""
+    rows = (~fight.broken).nonzero()[:, 0]
+    lo, hi, y, stray = lower[rows], upper[rows], fight.y[rows], noise[rows]
+    z = fight.x[rows] if from_image else torch.minimum(torch.maximum(lo + stray * (hi - lo), lo), hi)
+    drift = torch.where(stray < 0.5, -1.0, 1.0)  # where there is no gradient at all: better any vertex than none
+    hit = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
+    point = z
+    for t in range(attack.steps + 1):
+        last = t == attack.steps
+        logits, slope = _slope(attack, net, z, y, last=last)
+        if t or not from_image:  # the image itself was judged before
+            now = ~(margin(logits, y) > 0) & ~hit  # a NaN is no survival
+            point = torch.where(_per_example(now, z), z, point)
+            hit = hit | now
+        if last:
+            break
+        assert slope is not None
+        dead = (slope == 0).flatten(1).all(dim=1)
+        fight.zeros += dead.sum()
+        fight.gradients += len(rows)
+        direction = torch.where(_per_example(dead, z), drift, slope)
+        step = attack.step_rel * float(eps) / (1 + t / DECAY)
+        z = torch.minimum(torch.maximum(z - step * direction, lo), hi)
+        if t % _LOOK_EVERY == _LOOK_EVERY - 1 and bool(hit.any()):
+            _note(fight, rows, hit, point)
+            left = ~hit
+            rows, z, point, lo, hi = rows[left], z[left], point[left], lo[left], hi[left]
+            y, drift, hit = y[left], drift[left], hit[left]
+            if not len(rows):
+                return
+    _note(fight, rows, hit, point)
+
+
+def _slope(attack: Attack, net: nn.Module, z: Tensor, y: Tensor, *, last: bool) -> tuple[Tensor, Tensor | None]:
+    """Logits of the deployed net at z, and the sign of the input gradient that the attack follows."""
+    if last or attack.guide is not None:
+        with torch.no_grad():
+            logits = net(z)
+        if last:
+            return logits, None
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        guided = (attack.guide or net)(leaf)
+        (gradient,) = torch.autograd.grad(_objective(attack.loss, guided, y), leaf)
+    if attack.guide is None:
+        logits = guided.detach()
+    return logits, torch.nan_to_num(gradient, nan=0.0).sign()
+
+
+def _objective(loss: str, logits: Tensor, y: Tensor) -> Tensor:
+    """What the attack makes small, summed over the batch."""
+    if loss == "margin":
+        return margin(logits, y).sum()
+    if loss == "ce":
+        return -nn.functional.cross_entropy(logits, y, reduction="sum")
+    raise ValueError(f'attack loss = {loss!r}; "margin" and "ce" are known')
+
+
+def _note(fight: _Fight, rows: Tensor, hit: Tensor, point: Tensor) -> None:
+    fight.adversarial[rows] = torch.where(_per_example(hit, point), point, fight.adversarial[rows])
+    fight.broken[rows] = fight.broken[rows] | hit
+
+
+def _judge(net: nn.Module, points: Tensor, y: Tensor, claimed: Tensor) -> Tensor:
+    """The verdict: which claimed points the deployed net, in a plain forward pass, does not call y."""
+    broken = torch.zeros_like(claimed)
+    rows = claimed.nonzero()[:, 0]
+    if len(rows):
+        with torch.no_grad():
+            broken[rows] = ~(margin(net(points[rows]), y[rows]) > 0)
+    return broken
+
+
+def _per_example(flag: Tensor, like: Tensor) -> Tensor:
+    return flag.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+@contextmanager
+def _weights_frozen(*nets: nn.Module | None) -> Iterator[None]:
+    """No gradients for weights: an attack needs those of the image only, and a hand-written backward pass that is
+    asked for both computes both."""
+    learnt = [p for net in nets if net is not None for p in net.parameters() if p.requires_grad]
+    try:
+        for parameter in learnt:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+def uniform_noise(index: Tensor, count: int, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1), [B, count] float32: a function of (seed, index[b], column) and nothing else.
+
+    The finaliser of splitmix64 (public domain, Steele et al. 2014) on a counter: the same on every device, in every
+    batch and in any order, which no stateful generator is.
+    """
+    column = torch.arange(count, device=index.device)
+    z = index[:, None] * _wrapped(0x9E3779B97F4A7C15) + column * _wrapped(0xD1B54A32D192ED03) + seed  # wraps mod 2^64
+    z = (z ^ _shifted(z, 30)) * _wrapped(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _wrapped(0x94D049BB133111EB)
+    return _shifted(z ^ _shifted(z, 31), 40).float() * 2.0**-24
+
+
+def _wrapped(unsigned: int) -> int:
+    """An unsigned 64-bit constant as the signed one of the same bits."""
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """Logical shift right of the bits of an int64."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
