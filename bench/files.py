@@ -1,0 +1,117 @@
+"""Files of a run: written whole or not at all, folders checked before work begins, one process per folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import BenchError
+
+TEMPORARY = ".tmp-"  # how names of unfinished files begin
+
+
+class FileError(BenchError):
+    """A file or folder that cannot be written, or is in use."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Raises:
+        FileError: the folder cannot be written or the disk is full; an older file at `path` is intact.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path whose content replaces `path` when the block ends well, and is removed when it does not."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise FileError(_cannot_write(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    hints = {
+        errno.ENOSPC: "free some space or choose another disk with --runs-dir",
+        errno.EDQUOT: "free some of the quota or choose another disk with --runs-dir",
+        errno.EROFS: "choose a folder that can be written",
+        errno.EACCES: "choose a folder that can be written",
+        errno.EPERM: "choose a folder that can be written",
+    }
+    hint = hints.get(error.errno or 0, "what was there before is intact")
+    return f"cannot write {path}: {error.strerror or error}; {hint}"
+
+
+def check_writable(folder: Path, option: str, need_bytes: int = 1 << 20) -> None:
+    """Find out before training that a folder cannot be written or its disk is full.
+
+    Raises:
+        FileError: one line that names the folder and the option that chooses another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{TEMPORARY}{os.getpid()}-probe"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise FileError(f"cannot write to {folder}: {error.strerror}; choose another folder with {option}") from error
+    free = disk.f_bavail * disk.f_frsize
+    if free < need_bytes:
+        raise FileError(
+            f"{folder} has {free / 1e6:.0f} MB free, the run needs {need_bytes / 1e6:.0f} MB; "
+            f"free some space or choose another disk with {option}"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the lock goes with the process, however it ends.
+
+    Raises:
+        FileError: another process holds it (the line says which), or the folder cannot be written.
+    """
+    import fcntl
+
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise FileError(_cannot_write(path, error)) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise FileError(
+                f"{folder} is being worked on by {holder}; wait for it, or choose another --runs-dir"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,468 @@
+"""The training loop, one for all methods: schedules, optimiser, checkpoints, the guard against non-finite numbers.
+
+Every random choice is seeded by (seed, step), so a state needs no generator: continuing from a saved step repeats on a
+CPU, bit for bit, what an uninterrupted run would have done. Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .contract import DataSpec, Method, Step
+from .data.batches import augment, batch_order, center_crop
+from .data.dataset import Split, to_pixels
+from .eps import Eps
+from .errors import BenchError, Interrupted, NumericalError
+from .optimizer_state import pack_optimizer, unpack_optimizer
+from .progress import Progress
+from .seeding import seed_of
+from .state import State, StateStore, load_net, net_tensors
+from .threat import levels_table
+
+READ_EVERY_S = 2.0  # on a GPU the running sums are read, and the bar updated, this often
+NEVER = 2**62  # "no step was non-finite yet"
+RESUMED_ADVICE = "the state is saved, the same command continues"
+
+
+def train(
+    method: Method,
+    recipe: Any,
+    net: nn.Module,
+    split: Split,
+    *,
+    spec: DataSpec,
+    seed: int,
+    eps: Eps,
+    store: StateStore | None,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train `net` in place, from the newest state of `store` if it has one, and call `method.finish`.
+
+    Subnormal numbers are flushed to zero meanwhile (at high p they make Adam up to 4 times slower). That is a property
+    of threads, so the loop has a thread of its own, and with it a worker pool of its own: nothing else sees it.
+
+    Args:
+        net: as `method.build` made it, on the device of `split`.
+        split: the images to train on.
+        spec: the data set as the network sees it (cropped where the recipe crops).
+        eps: the exact test radius, for `Step`.
+        store: where states go; None keeps none.
+        should_stop: polled before every step; once true, the state is saved and `Interrupted` raised.
+
+    Returns:
+        The training summary of the record: epochs, iterations, train_s, s_per_epoch, history, peak_memory_bytes,
+        resumes.
+
+    Raises:
+        Interrupted: stopped; the state is saved.
+        NumericalError: a loss or weight became non-finite; the last good state is kept.
+        StateError: the state belongs to another cell or cannot be written.
+    """
+    loop = _Loop(method, recipe, net, split, spec, seed, eps, store, progress, should_stop)
+    outcome: list[Any] = []
+
+    def work() -> None:
+        torch.set_flush_denormal(True)  # before this thread's first parallel operation: its workers inherit it
+        if split.images.is_cuda:
+            torch.cuda.set_device(split.images.device)  # also a property of threads
+        try:
+            outcome.append(loop.run())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name="train")
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)  # in slices, so that signal handlers run in this, the main, thread
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    summary: dict[str, Any] = outcome[0]
+    return summary
+
+
+def make_step(recipe: Any, method: Method, *, iteration: int, per_epoch: int, eps: Eps, generator: Any) -> Step:
+    """The `Step` of one iteration."""
+    return Step(
+        epoch=iteration // per_epoch,
+        epochs=recipe.epochs,
+        iteration=iteration,
+        iterations=recipe.epochs * per_epoch,
+        iterations_per_epoch=per_epoch,
+        eps=eps,
+        eps_now=float(method.eps_schedule(recipe, iteration / per_epoch)),
+        recipe=recipe,
+        generator=generator,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Every group's lr becomes its initial one times `factor`; returns the first group's."""
+    for group in optimizer.param_groups:
+        value = group.setdefault("initial_lr", group["lr"]) * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+    return float(optimizer.param_groups[0]["initial_lr"]) * factor
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed every global generator a method might draw from."""
+    value = seed_of(*parts)
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value % 2**32)  # the legacy generator: plugins use it
+
+
+@dataclass
+class _Sums:
+    """Running sums of an epoch's scalars, weighted by batch rows; tensors stay on the device until they are read."""
+
+    rows: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # 0-dimensional float64
+    floats: dict[str, float] = field(default_factory=dict)
+
+    def add(self, scalars: Mapping[str, Tensor | float], rows: int) -> None:
+        self.rows += rows
+        for name, value in scalars.items():
+            if isinstance(value, Tensor):
+                term = value.detach().double().reshape(()) * rows
+                held = self.tensors.get(name)
+                self.tensors[name] = term if held is None else held + term
+            else:
+                self.floats[name] = self.floats.get(name, 0.0) + float(value) * rows
+
+    def means(self) -> dict[str, float]:
+        found = {name: float(value) for name, value in self.tensors.items()} | self.floats
+        return {name: value / max(self.rows, 1) for name, value in found.items()}
+
+
+class _Loop:
+    """One training, with what must survive an interruption as attributes."""
+
+    def __init__(
+        self,
+        method: Method,
+        recipe: Any,
+        net: nn.Module,
+        split: Split,
+        spec: DataSpec,
+        seed: int,
+        eps: Eps,
+        store: StateStore | None,
+        progress: Progress,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.method, self.recipe, self.net, self.split = method, recipe, net, split
+        self.seed, self.eps, self.store, self.progress, self.should_stop = seed, eps, store, progress, should_stop
+        self.device = split.images.device
+        self.table = levels_table(spec.levels).to(self.device)
+        self.per_epoch = math.ceil(len(split) / recipe.batch_size)
+        self.iterations = recipe.epochs * self.per_epoch
+        self.iteration = 0
+        self.sums, self.recent = _Sums(), _Sums()
+        self.history: list[dict[str, Any]] = []
+        self.train_s = self.epoch_s = 0.0
+        self.resumes = 0
+        self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
+        self.shown: dict[str, float] = {}  # what schedule() returned last
+        self.order: tuple[int, Tensor] | None = None  # (epoch, permutation)
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        takes_over = type(self.method).fit is not Method.fit
+        if not takes_over:
+            self.optimizer = self.method.optimizer(self.net, self.recipe)
+            set_lr(self.optimizer, 1.0)
+            self._resume()
+        self.progress.phase("train", self.iterations)
+        self.clock = self.read_at = time.monotonic()
+        if takes_over:
+            self.method.fit(_Job(self))
+            self._tick()
+        else:
+            while self.iteration < self.iterations:
+                self._between_steps()
+                self._one_step()
+                self._after_step()
+        self._check_finite()
+        if self.optimizer is not None:
+            self._save()
+        seed_everything(self.seed, "finish")
+        self.method.finish(self.net, self.recipe, self.plain_batches)
+        self._check_weights()
+        self._tick()
+        return self._summary()
+
+    def _between_steps(self) -> None:
+        if self.should_stop():
+            self._check_finite()
+            self._save()
+            raise Interrupted(f"stopped after step {self.iteration} of {self.iterations}; {RESUMED_ADVICE}")
+        if self.store is not None and self.store.due():
+            self._check_finite()
+            self._save()
+
+    def _one_step(self) -> None:
+        assert self.optimizer is not None
+        x, y, step = self.batch(self.iteration)
+        set_lr(self.optimizer, self.method.lr_factor(step))
+        self.shown = dict(self.method.schedule(self.net, step))
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.method.loss(self.net, x, y, step)
+        loss = losses.loss
+        if loss.ndim:
+            shape = tuple(loss.shape)
+            raise BenchError(f"method {self.method.name}: loss() returned shape {shape}, a scalar is needed")
+        loss.backward()
+        if self.recipe.grad_clip:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.grad_clip, foreach=True)
+        self.optimizer.step()
+        self.method.after_step(self.net, step)
+        self.account(step, {"loss": loss, **losses.scalars}, len(y))
+
+    def account(self, step: Step, scalars: Mapping[str, Tensor | float], rows: int) -> None:
+        """Add a step's scalars to the sums and remember the first step whose loss was not finite."""
+        loss = scalars.get("loss")
+        if isinstance(loss, Tensor):
+            here = torch.full_like(self.first_bad, step.iteration)
+            bad = torch.where(torch.isfinite(loss.detach()), self.first_bad, torch.minimum(self.first_bad, here))
+            self.first_bad = bad.reshape(())
+        self.sums.add(scalars, rows)
+        self.recent.add(scalars, rows)
+        self.step = step
+
+    def _after_step(self) -> None:
+        self.iteration += 1
+        now = time.monotonic()
+        if self.device.type == "cpu" or now - self.read_at >= READ_EVERY_S or self.iteration == self.iterations:
+            self._read(now)
+        if self.iteration % self.per_epoch == 0:
+            self._end_epoch()
+
+    def _read(self, now: float) -> None:
+        """Wait for the device once: is everything finite, and what does the bar show."""
+        if int(self.first_bad) != NEVER:
+            self._check_finite()
+        if self.device.type == "cpu" and now - self.read_at < 0.1:
+            return
+        self.read_at = now
+        means = self.recent.means()
+        self.recent = _Sums()
+        values: dict[str, Any] = {"epoch": f"{self.iteration / self.per_epoch:.1f}/{self.recipe.epochs}"}
+        values |= {name: means[name] for name in ("loss", "acc") if name in means}
+        self.progress.update(self.iteration, **values, **self.shown, eps=self.step.eps_now)
+
+    def _end_epoch(self) -> None:
+        self._check_finite()
+        self._tick()
+        assert self.optimizer is None or self.optimizer.param_groups
+        means = self.sums.means()
+        row: dict[str, Any] = {"epoch": self.step.epoch, **means, **self.shown, "eps": self.step.eps_now}
+        if self.optimizer is not None:
+            row["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        if "acc" in row:
+            row["train_acc"] = 100.0 * row.pop("acc")
+        row["s"] = self.epoch_s
+        self.history.append({name: _number(value) for name, value in row.items()})
+        self.sums, self.epoch_s = _Sums(), 0.0
+
+    def _tick(self) -> None:
+        """Add the time since the last tick to the totals; on a GPU after everything queued is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.monotonic()
+        self.train_s += now - self.clock
+        self.epoch_s += now - self.clock
+        self.clock = now
+
+    def _summary(self) -> dict[str, Any]:
+        seconds = [row["s"] for row in self.history]
+        return {
+            "epochs": self.recipe.epochs,
+            "iterations": self.iterations,
+            "train_s": self.train_s,
+            "s_per_epoch": statistics.median(seconds) if seconds else None,
+            "history": self.history,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "resumes": self.resumes,
+        }
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def batch(self, iteration: int) -> tuple[Tensor, Tensor, Step]:
+        """Images [B, C, H, W] float32, labels [B] and the step; every generator is seeded for this step."""
+        seed_everything(self.seed, "step", iteration)
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "generator", iteration))
+        epoch, place = divmod(iteration, self.per_epoch)
+        rows = self._epoch_order(epoch)[place * self.recipe.batch_size : (place + 1) * self.recipe.batch_size]
+        images = augment(self.split.images[rows], self.recipe, generator)
+        step = make_step(
+            self.recipe, self.method, iteration=iteration, per_epoch=self.per_epoch, eps=self.eps, generator=generator
+        )
+        return to_pixels(images, self.table), self.split.labels[rows], step
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if self.order is None or self.order[0] != epoch:
+            self.order = epoch, batch_order(len(self.split), seed=self.seed, epoch=epoch, device=self.device)
+        return self.order[1]
+
+    def plain_batches(self) -> Iterable[Tensor]:
+        """The training images without augmentation, in their order, for `finish`."""
+        for start in range(0, len(self.split), self.recipe.batch_size):
+            images = self.split.images[start : start + self.recipe.batch_size]
+            if self.recipe.crop:
+                images = center_crop(images, self.recipe.crop)
+            yield to_pixels(images, self.table)
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.store is None:
+            return
+        assert self.optimizer is not None
+        self._tick()
+        optimizer_tensors, optimizer_meta = pack_optimizer(self.optimizer)
+        tensors = {f"net/{name}": value for name, value in net_tensors(self.net).items()}
+        tensors |= optimizer_tensors
+        tensors |= {f"sum/{name}": value for name, value in self.sums.tensors.items()}
+        meta = {
+            "optimizer": optimizer_meta,
+            "sums": {"rows": self.sums.rows, "floats": {k: _number(v) for k, v in self.sums.floats.items()}},
+            "history": self.history,
+            "train_s": self.train_s,
+            "epoch_s": self.epoch_s,
+            "resumes": self.resumes,
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+        }
+        self.store.save(self.iteration, tensors, meta)
+        self.clock = time.monotonic()  # writing states is no training time
+
+    def _resume(self) -> None:
+        state = self.store.load() if self.store is not None else None
+        if state is None:
+            return
+        assert self.optimizer is not None and self.store is not None
+        where = f"the state in {self.store.folder}"
+        load_net(self.net, _under(state, "net/"), where)
+        unpack_optimizer(self.optimizer, _under(state, "optimizer/"), state.meta["optimizer"])
+        sums = state.meta["sums"]
+        tensors = {name: value.to(self.device) for name, value in _under(state, "sum/").items()}
+        self.sums = _Sums(sums["rows"], tensors, {k: float(v) for k, v in sums["floats"].items()})
+        self.iteration = state.meta["iteration"]
+        self.history = state.meta["history"]
+        self.train_s, self.epoch_s = state.meta["train_s"], state.meta["epoch_s"]
+        self.resumes = state.meta["resumes"] + 1
+        self.progress.note(f"continuing after step {self.iteration} of {self.iterations}")
+        for what, before, now in (
+            ("threads", state.meta["threads"], torch.get_num_threads()),
+            ("device", state.meta["device"], self.device.type),
+        ):
+            if before != now:
+                self.progress.note(
+                    f"{what} were {before} and are {now}: the result is as good, but not bit for bit the same"
+                )
+
+    # --- guards -------------------------------------------------------------------------------------------------------
+
+    def _check_finite(self) -> None:
+        """Before anything is kept: no loss so far and no weight now may be NaN or infinite."""
+        bad_step = int(self.first_bad)
+        if bad_step == NEVER:
+            self._check_weights()
+            return
+        raise NumericalError(self._diagnosis(f"the loss of step {bad_step} is not finite"))
+
+    def _check_weights(self) -> None:
+        name = _first_non_finite(self.net)
+        if name is not None:
+            raise NumericalError(self._diagnosis(f"{name} is not finite after step {self.iteration - 1}"))
+
+    def _diagnosis(self, what: str) -> str:
+        layer = next(
+            (n for n, p in self.net.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()), None
+        )
+        where = f", first in the gradient of {layer}" if layer else ""
+        schedule = "".join(f", {name} = {value:g}" for name, value in self.shown.items())
+        kept = "the last good state is kept" if self.store is not None else "no state was kept"
+        lr = f", lr = {float(self.optimizer.param_groups[0]['lr']):.3g}" if self.optimizer is not None else ""
+        return (
+            f"{what}{where} (epoch {self.step.epoch}{schedule}, eps = {self.step.eps_now:.4g}{lr}); "
+            f"{kept}; a smaller lr is the usual mend: --set lr=..."
+        )
+
+
+class _Job:
+    """What a method that takes over its training gets (contract.Job)."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self._loop = loop
+        self.net, self.recipe, self.iterations = loop.net, loop.recipe, loop.iterations
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Step]]:
+        """Every batch of the whole training, in order."""
+        loop = self._loop
+        for iteration in range(loop.iterations):
+            if loop.should_stop():
+                raise Interrupted(
+                    f"stopped after step {iteration} of {loop.iterations}; method {loop.method.name} trains by itself "
+                    "and cannot continue in the middle: the same command starts over"
+                )
+            batch = loop.batch(iteration)
+            loop.step = batch[2]
+            self._rows = len(batch[1])
+            yield batch
+            loop._after_step()
+
+    def log(self, step: Step, scalars: Mapping[str, Tensor | float]) -> None:
+        """Scalars of this step; one called "loss" is watched for NaN."""
+        self._loop.account(step, scalars, self._rows)
+
+
+def _under(state: State, prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in state.tensors.items() if name.startswith(prefix)}
+
+
+def _first_non_finite(net: nn.Module) -> str | None:
+    """The first parameter with a NaN or infinity, or buffer with a NaN (a p may be infinite); one host sync."""
+    named = [(n, p.detach().sum(dtype=torch.float64) * 0) for n, p in net.named_parameters()]
+    named += [(n, torch.isnan(b).any().double()) for n, b in net.named_buffers() if b.is_floating_point()]
+    if not named:
+        return None
+    good = (torch.stack([flag.reshape(()) for _, flag in named]) == 0).tolist()  # x * 0 is NaN if x is not finite
+    return next((name for (name, _), fine in zip(named, good, strict=True) if not fine), None)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity: an exponent p = inf is written "inf"."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory use so far: of the CUDA allocator, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
