@@ -33,12 +33,7 @@ class Arrays:
     index_test: NDArray[np.int64] | None = None
     official: bool = False
     order: str = "official"
-
-    @property
-    def checksum(self) -> str:
-        """sha256 over the sha256 (hex) of x_train, y_train, x_test, y_test, in this order."""
-        parts = (self.x_train, self.y_train, self.x_test, self.y_test)
-        return hashlib.sha256("".join(sha256(a) for a in parts).encode()).hexdigest()
+    checksum: str = ""
 
 
 def sha256(array: NDArray[Any]) -> str:
@@ -75,27 +70,32 @@ def check_split(entry: Entry, images: NDArray[Any], labels: NDArray[Any], split:
 
 
 def identify(entry: Entry, arrays: Arrays) -> Arrays:
-    """The arrays, marked official and with their order.
+    """The arrays with their checksum, and for sets with official checksums marked official and with their order.
+
+    The checksum is sha256 over the sha256 (hex) of x_train, y_train, x_test, y_test, in this order.
 
     Raises:
         UnexpectedError: a set with official checksums holds other images or labels; names the array that differs.
     """
+    sums = [sha256(a) for a in (arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)]
+    arrays = replace(arrays, checksum=hashlib.sha256("".join(sums).encode()).hexdigest())
     if entry.train is None or entry.test is None:
         return arrays
-    train_order = _order(entry, "train", arrays.x_train, arrays.y_train, entry.train)
-    test_order = _order(entry, "test", arrays.x_test, arrays.y_test, entry.test)
+    train_order = _order(entry, "training", arrays.x_train, arrays.y_train, sums[:2], entry.train)
+    test_order = _order(entry, "test", arrays.x_test, arrays.y_test, sums[2:], entry.test)
     same = train_order == test_order == "official"
     return replace(arrays, official=True, order="official" if same else "other")
 
 
-def _order(entry: Entry, split: str, images: Bytes, labels: Bytes, want: Sums) -> str:
-    got_images, got_labels = sha256(images), sha256(labels)
+def _order(entry: Entry, split: str, images: Bytes, labels: Bytes, got: list[str], want: Sums) -> str:
+    """ "official" or "other"; `got` are the sha256 of images and labels as they lie."""
+    got_images, got_labels = got
     if (got_images, got_labels) == (want.images, want.labels):
         return "official"
     if pair_digest(images, labels) == want.digest:
         return "other"
     for other in all_entries():
-        known = other.train if split == "train" else other.test
+        known = other.test if split == "test" else other.train
         if known is not None and known.images == got_images and other.name != entry.name:
             raise UnexpectedError(f"its {split} images are those of {other.title}, expected {entry.title}")
     if got_images == want.images:

@@ -57,14 +57,20 @@ def reading(name: str, path: Path, mend: str) -> Iterator[None]:
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(f"{name}: {path}: {_reason(error)}; {mend}") from error
+        raise DataError(f"{name}: {shown(path)}: {_reason(error)}; {mend}") from error
+
+
+def shown(path: Path) -> str:
+    """A path for a message: as it is, or quoted where it holds newlines or terminal escapes."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
 
 
 def _reason(error: BaseException) -> str:
     """One short line; the exception's own words where they are for humans."""
+    words = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     if isinstance(error, UnexpectedError):
-        return str(error)
+        return words
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror.lower()})"
-    words = " ".join(str(error).split())[:160]
-    return f"is damaged or truncated ({words or type(error).__name__})"
+    return f"is damaged or truncated ({words[:160] or type(error).__name__})"

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from ..contract import DataSpec
-from .arrays import Arrays, identify
-from .catalogue import Entry, entry
+from .arrays import identify
+from .catalogue import entry
 from .dataset import Dataset
 from .embedded import read_embedded
 from .errors import reading
-from .locate import Found, find
+from .locate import find
 
 
 def spec(name: str) -> DataSpec:
@@ -50,10 +50,10 @@ def load(
     """
     data = entry(name)
     if data.embedded:
-        return Dataset(data, read_embedded(name), torch.device(device))
-    return Dataset(data, _read(data, find(data, data_root, offline=offline)), torch.device(device))
-
-
-def _read(data: Entry, found: Found) -> Arrays:
-    with reading(data.name, found.path, found.mend):
-        return identify(data, found.read(data, found.path))
+        arrays = identify(data, read_embedded(name))
+    else:
+        found = find(data, data_root, offline=offline)
+        arrays = found.read(data, found.path, found.mend)
+        with reading(data.name, found.path, found.mend):
+            arrays = identify(data, arrays)
+    return Dataset(data, arrays, torch.device(device))

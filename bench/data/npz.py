@@ -12,28 +12,29 @@ from numpy.typing import NDArray
 
 from .arrays import Arrays, check_split
 from .catalogue import Entry
-from .errors import UnexpectedError
+from .errors import UnexpectedError, reading
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MAX_MEMBERS = 64
-_MAX_BYTES = 2**30  # of one decoded array; the largest honest one is CIFAR-10's training images as int64 labels: 154 MB
+_MAX_BYTES = 2**28  # of one decoded array; the largest honest one, CIFAR-10's training images, has 154 MB
 _CHUNK = 2**20
 _MAX_HEADER = 10_000  # characters of a .npy header
 
 
-def read_npz(data: Entry, path: Path) -> Arrays:
+def read_npz(data: Entry, path: Path, mend: str) -> Arrays:
     """All four arrays, checked for shape, dtype and label range.
 
     Raises:
-        UnexpectedError and whatever zipfile and numpy raise on damage; `errors.reading` turns them into DataError.
+        DataError: the file is damaged, hostile, or holds something else.
     """
-    with zipfile.ZipFile(path) as archive:
-        if len(archive.infolist()) > _MAX_MEMBERS:
-            raise UnexpectedError(f"holds {len(archive.infolist())} arrays, expected {', '.join(_KEYS)}")
-        x_train, y_train, x_test, y_test = (_read_member(archive, key) for key in _KEYS)
-    train = check_split(data, x_train, y_train, "training", data.n_train)
-    test = check_split(data, x_test, y_test, "test", data.n_test)
-    return Arrays(*train, *test, data.classes)
+    with reading(data.name, path, mend):
+        with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > _MAX_MEMBERS:
+                raise UnexpectedError(f"holds {len(archive.infolist())} arrays, expected {', '.join(_KEYS)}")
+            x_train, y_train, x_test, y_test = (_read_member(archive, key) for key in _KEYS)
+        train = check_split(data, x_train, y_train, "training", data.n_train)
+        test = check_split(data, x_test, y_test, "test", data.n_test)
+        return Arrays(*train, *test, data.classes)
 
 
 def _read_member(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
