@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .contract import Method, margin
-from .eps import Eps
 from .errors import BenchError
 from .seeding import seed_of
-from .threat import inner_box
 
 DECAY = 8.0  # step t is step_rel * eps / (1 + t / DECAY): 2.5 radii in 20 steps, and its ends do not depend on how many
 _LOOK_EVERY = 5  # steps between looks at who has fallen; each costs a GPU a synchronisation
@@ -126,34 +124,45 @@ def suite(config: AttackConfig, method: Method, net: nn.Module) -> list[Attack]:
     return attacks
 
 
-def run(
-    attack: Attack, net: nn.Module, x: Tensor, y: Tensor, index: Tensor, *, eps: Eps, levels: int, seed: int
-) -> Outcome:
+@dataclass(frozen=True)
+class Ball:
+    """Where an attack may go: lower, upper [B, C, H, W] float32, every point of which is allowed.
+
+    reach: the radius that step sizes are fractions of, one for all or per example [B, 1, 1, 1]. A reach of 0 means
+    that there is nothing to attack.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    reach: float | Tensor
+
+
+def run(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, index: Tensor, seed: int) -> Outcome:
     """Attack a batch.
 
     Args:
-        net: the deployed net, in eval mode. x: [B, C, H, W] float32 on the grid of `levels`. y: [B] int64.
+        net: the deployed net, in eval mode. x: [B, C, H, W] float32. y: [B] int64.
+        ball: around x, usually `threat.inner_box`. If it is a point nothing breaks: x itself is not an attack.
         index: [B] int64, what tells examples apart for ever: their position in the official split.
-        eps: exact radius; 0 breaks nothing, x itself is not an attack.
 
     Returns:
         Outcome; `broken` as judged by the deployed net in one plain forward pass over the points returned.
 
     Raises:
-        AssertionError: a point left the inner box.
+        AssertionError: a point left the ball.
     """
-    lower, upper = inner_box(x, eps, levels)
+    reach = torch.as_tensor(ball.reach, dtype=torch.float32, device=x.device).expand(len(x), 1, 1, 1)
     fight = _Fight(x, y)
-    if eps.fraction > 0:
+    if bool((ball.upper > ball.lower).any()):
         with _weights_frozen(net, attack.guide):
             for restart in range(attack.restarts):
                 if restart and not fight.standing():
                     break
                 here = seed_of(seed, "attack", attack.name, restart)
                 noise = uniform_noise(index, x[0].numel(), here).reshape(x.shape)
-                _restart(attack, net, fight, noise, lower, upper, eps, from_image=restart == 0)
+                _restart(attack, net, fight, noise, ball, reach, from_image=restart == 0)
     adversarial = fight.adversarial
-    assert bool(((adversarial >= lower) & (adversarial <= upper)).all()), f"{attack.name} left the ball"
+    assert bool(((adversarial >= ball.lower) & (adversarial <= ball.upper)).all()), f"{attack.name} left the ball"
     return Outcome(_judge(net, adversarial, y, fight.broken), adversarial, fight.zero_share())
 
 
@@ -178,19 +187,12 @@ class _Fight:
 
 
 def _restart(
-    attack: Attack,
-    net: nn.Module,
-    fight: _Fight,
-    noise: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    eps: Eps,
-    *,
-    from_image: bool,
+    attack: Attack, net: nn.Module, fight: _Fight, noise: Tensor, ball: Ball, reach: Tensor, *, from_image: bool
 ) -> None:
     """Descend from one start; the examples that fall on the way drop out every few steps."""
     rows = (~fight.broken).nonzero()[:, 0]
-    lo, hi, y, stray = lower[rows], upper[rows], fight.y[rows], noise[rows]
+    lo, hi, y, stray = ball.lower[rows], ball.upper[rows], fight.y[rows], noise[rows]
+    pace = attack.step_rel * reach[rows]
     z = fight.x[rows] if from_image else torch.minimum(torch.maximum(lo + stray * (hi - lo), lo), hi)
     drift = torch.where(stray < 0.5, -1.0, 1.0)  # where there is no gradient at all: better any vertex than none
     hit = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
@@ -209,13 +211,12 @@ def _restart(
         fight.zeros += dead.sum()
         fight.gradients += len(rows)
         direction = torch.where(_per_example(dead, z), drift, slope)
-        step = attack.step_rel * float(eps) / (1 + t / DECAY)
-        z = torch.minimum(torch.maximum(z - step * direction, lo), hi)
+        z = torch.minimum(torch.maximum(z - pace / (1 + t / DECAY) * direction, lo), hi)
         if t % _LOOK_EVERY == _LOOK_EVERY - 1 and bool(hit.any()):
             _note(fight, rows, hit, point)
             left = ~hit
             rows, z, point, lo, hi = rows[left], z[left], point[left], lo[left], hi[left]
-            y, drift, hit = y[left], drift[left], hit[left]
+            y, drift, hit, pace = y[left], drift[left], hit[left], pace[left]
             if not len(rows):
                 return
     _note(fight, rows, hit, point)
