@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .eps import Eps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 GRID = 256  # grid points per eps; radii of the generic search are multiples of eps / GRID
 REACH = 4  # ... up to REACH * eps: further than any curve is drawn
@@ -35,7 +38,7 @@ def grid_radii(holds: Holds, correct: np.ndarray, certified: np.ndarray, eps: Ep
     Returns:
         [N] float64, 0 where not correct; exactly eps counts as tested.
     """
-    unit = (eps.fraction or Fraction(1, 255)) / GRID
+    unit = grid_unit(eps)
     top = min(REACH * GRID, int(1 / unit))
     at_eps = int(eps.fraction / unit)
     good = np.where(certified, at_eps, 0)
@@ -47,14 +50,19 @@ def grid_radii(holds: Holds, correct: np.ndarray, certified: np.ndarray, eps: Ep
             break
         for k in np.unique(middle[searched]):
             rows = np.flatnonzero(searched & (middle == k))
-            held = holds(rows, _eps_at(int(k) * unit))
+            held = holds(rows, eps_at(int(k) * unit))
             good[rows[held]] = k
             bad[rows[~held]] = k
-    values = np.array([float(_eps_at(k * unit).fraction) for k in range(top + 1)])
+    values = np.array([float(eps_at(k * unit).fraction) for k in range(top + 1)])
     return np.where(correct, values[good], 0.0)
 
 
-def _eps_at(value: Fraction) -> Eps:
+def grid_unit(eps: Eps) -> Fraction:
+    """Distance of two grid points; at eps = 0 as for 1/255."""
+    return (eps.fraction or Fraction(1, 255)) / GRID
+
+
+def eps_at(value: Fraction) -> Eps:
     """The radius nearest to `value` that can be written down; usually `value` itself."""
     short = value.limit_denominator(_LONGEST)
     return Eps(f"{short.numerator}/{short.denominator}")
@@ -72,6 +80,8 @@ def bisect_radius(holds: Callable[[Tensor], Tensor], n: int, *, device: torch.de
     Returns:
         [n] float32, 0 where not even radius 0 is certified.
     """
+    import torch
+
     good = torch.zeros(n, dtype=torch.int32, device=device)
     alive = holds(torch.zeros(n, device=device))
     whole = holds(torch.ones(n, device=device)) & alive
