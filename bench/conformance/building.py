@@ -18,6 +18,7 @@ from .subject import Breach, Subject, pictures, seen_by
 from .surroundings import same_bits
 
 BUILD_S = 25.0  # after which the remaining, larger networks are left out
+_HIDDEN_STATE = "a fresh net with the saved state gives other {}; keep all state in parameters and buffers"
 
 
 def builds(subject: Subject) -> str:
@@ -31,7 +32,7 @@ def builds(subject: Subject) -> str:
     left = len(subject.recipes) - built
     left_out = f"; the {left} largest left out, they would take minutes" if left else ""
     datasets = len({recipe.dataset for recipe in subject.recipes})
-    return f"{built} networks for {datasets} data set{'s' * (datasets > 1)}{left_out}"
+    return f"{built} network{'s' * (built > 1)} for {datasets} data set{'s' * (datasets > 1)}{left_out}"
 
 
 @torch.no_grad()
@@ -109,10 +110,8 @@ def round_trip(subject: Subject) -> str:
     other.eval()
     with torch.no_grad():
         if not same_bits(net(x), other(x)):
-            raise Breach(
-                "a fresh net with the saved state gives other logits; keep all state in parameters and buffers"
-            )
+            raise Breach(_HIDDEN_STATE.format("logits"))
         bounds = [subject.method.margin_bound(n, x, y, subject.recipe.radius).lower for n in (net, other)]
     if not same_bits(*bounds):
-        raise Breach("a fresh net with the saved state gives other bounds; keep all state in parameters and buffers")
+        raise Breach(_HIDDEN_STATE.format("bounds"))
     return f"{len(tensors)} tensors"

@@ -137,8 +137,8 @@ def _below(values: Tensor, found: list[Bound], scale: float, where: str) -> None
         worst = int(excess.argmax())
         if float(excess[worst]) > 0:
             raise Breach(
-                f"unsound: {bound.certificate} (class {bound.cls}) promises a margin of {float(bound.lower[worst]):.9g}, "
-                f"it is {float(values[worst]):.9g} {where} (example {worst})"
+                f"unsound: {bound.certificate} (class {bound.cls}) promises a margin of "
+                f"{float(bound.lower[worst]):.9g}, it is {float(values[worst]):.9g} {where} (example {worst})"
             )
 
 
@@ -225,6 +225,7 @@ def radius_agrees(subject: Subject) -> str:
     return f"{int((radius > 0).sum())} of {len(x)} radii positive, the largest {float(radius.max()):.4g}"
 
 
+@torch.no_grad()
 def _one_radius(subject: Subject, x: Tensor, y: Tensor, radius: float, scale: float, where: str) -> None:
     ticks = int(Fraction(radius) * _LONGEST)  # of 1 / _LONGEST, rounded down
     if ticks:
@@ -235,7 +236,7 @@ def _one_radius(subject: Subject, x: Tensor, y: Tensor, radius: float, scale: fl
             if float(values) <= 0:
                 raise Breach(f"unsound: within the radius {radius:.9g} the prediction flips {what} ({where})")
     outside = int(radius * 1.02 * _LONGEST) + 20
-    if outside < _LONGEST and bool(margin(subject.net(x).detach(), y) > 0):
+    if outside < _LONGEST and bool(margin(subject.net(x), y) > 0):
         beyond = Eps(f"{outside}/{_LONGEST}")
         headline = subject.method.margin_bound(subject.net, x, y, beyond)
         if float(headline.lower) > TIGHT[headline.cls] * scale:

@@ -1,4 +1,4 @@
-"""What a method must leave as it found it: global generators, torch's switches, the process, other people's functions."""
+"""What a method must leave as it found it: global generators, torch's switches, the process, others' functions."""
 
 from __future__ import annotations
 

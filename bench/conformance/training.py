@@ -33,7 +33,7 @@ def gradients(subject: Subject) -> str:
     for iteration in (0, last // 2, last):
         losses = _loss(subject, net, x, y, subject.step(recipe, iteration, per_epoch))
         net.zero_grad(set_to_none=True)
-        losses.loss.backward()  # type: ignore[no-untyped-call]
+        losses.loss.backward()
         for name, parameter in net.named_parameters():
             if parameter.grad is None:
                 continue
@@ -73,7 +73,7 @@ def _ten_steps(subject: Subject, scale: float) -> list[float]:
         loss = _loss(subject, net, x, y, step).loss
         values.append(float(loss.detach()))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if recipe.grad_clip:
             nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
         optimizer.step()
