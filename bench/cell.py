@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,34 @@ def resolve(method: str, base: Recipe, *, seed: int, changes: Mapping[str, str],
     before, after = as_dict(base), as_dict(recipe)
     changed = tuple(sorted((k, _frozen(after[k])) for k in changes if after[k] != before[k]))
     cell = Cell(method, base.dataset, base.eps, base.preset, seed, changed, split, content_hash(recipe))
+    return Planned(cell, recipe, base)
+
+
+def reopen(fields: Mapping[str, Any]) -> Planned:
+    """The cell that a record's (or a worker's) "cell" entry names, with its recipe as the method has it today.
+
+    Raises:
+        UsageError, PluginError, ValueError: the method, the recipe or an overridden field is gone.
+    """
+    from . import registry
+
+    base = registry.recipe(fields["method"], fields["dataset"], fields["eps"], fields["preset"])
+    changes: dict[str, Any] = {k: _frozen(v) for k, v in fields["overrides"].items()}
+    unknown = [name for name in changes if not hasattr(base, name)]
+    if unknown:
+        raise ValueError(f"recipe {fields['method']}/{fields['dataset']}: it has no field {unknown[0]} any more")
+    recipe = dataclasses.replace(base, **changes)
+    changed = tuple(sorted(changes.items()))
+    cell = Cell(
+        fields["method"],
+        base.dataset,
+        base.eps,
+        base.preset,
+        fields["seed"],
+        changed,
+        fields["split"],
+        content_hash(recipe),
+    )
     return Planned(cell, recipe, base)
 
 

@@ -183,7 +183,7 @@ class StoppingProgress(Progress):
 
     def _check(self) -> None:
         if self._should_stop():
-            raise Interrupted("interrupted; the trained weights are saved, the same command continues")
+            raise Interrupted("stopped in the evaluation; the trained weights are saved, the same command (without --fresh) continues")
 
 
 def _columns(stream: TextIO) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .contract import DataSpec, Method, Step
+from .cost import peak_memory_bytes
 from .data.batches import augment, batch_order, center_crop
 from .data.dataset import Split, to_pixels
 from .eps import Eps
@@ -32,7 +33,7 @@ from .threat import levels_table
 
 READ_EVERY_S = 2.0  # on a GPU the running sums are read, and the bar updated, this often
 NEVER = 2**62  # "no step was non-finite yet"
-RESUMED_ADVICE = "the state is saved, the same command continues"
+RESUMED_ADVICE = "the state is saved, the same command (without --fresh) continues"
 
 
 def train(
@@ -344,6 +345,7 @@ class _Loop:
         tensors |= optimizer_tensors
         tensors |= {f"sum/{name}": value for name, value in self.sums.tensors.items()}
         meta = {
+            "iterations": self.iterations,
             "optimizer": optimizer_meta,
             "sums": {"rows": self.sums.rows, "floats": {k: _number(v) for k, v in self.sums.floats.items()}},
             "history": self.history,
@@ -455,14 +457,3 @@ def _number(value: float) -> float | str:
     """JSON has no infinity: an exponent p = inf is written "inf"."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory use so far: of the CUDA allocator, or of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

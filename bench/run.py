@@ -1,0 +1,389 @@
+"""One cell from data to record: train, evaluate, measure, write. Each part is kept on disk and never done twice.
+
+A run's folder holds state-*.safetensors while it trains, then weights.safetensors, then evaluation.json and .npz; the
+record goes to the results folder last. Whatever kills the process, the next call continues with the first part missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import record as records
+from . import registry
+from .cell import Cell, Planned, reopen
+from .contract import DataSpec, Method
+from .cost import measure_cost
+from .data import Dataset, Split, load
+from .data import spec as data_spec
+from .environment import code_version, environment
+from .eps import Eps
+from .errors import BenchError, Interrupted
+from .evaluate import Evaluation, evaluate
+from .files import check_writable, locked, write_atomic
+from .progress import Progress, StoppingProgress, duration
+from .recipe import as_dict
+from .record import Record
+from .state import (
+    SAVE_EVERY_S,
+    SCHEMA,
+    StateError,
+    StateStore,
+    load_net,
+    load_tensors,
+    net_tensors,
+    read_meta,
+    save_tensors,
+    weights_sha256,
+)
+from .train import RESUMED_ADVICE, seed_everything, train
+
+WEIGHTS, EVALUATION, ARRAYS = "weights.safetensors", "evaluation.json", "evaluation.npz"
+RESTARTED = "restarted"  # marks a run begun with --fresh: an older record of its cell does not count as finished
+STATE_COPIES = 3 * 3  # weights and two moments, in two kept states and the one being written
+REBUILD_ROWS = 64  # images on which the reloaded net must agree with the trained one, bit for bit
+
+
+@dataclass(frozen=True)
+class Options:
+    """How and where a cell runs; none of it changes what the cell is."""
+
+    device: str = "cpu"  # "cpu" or "cuda:N"
+    threads: int = 1
+    results: str = "results/measured"
+    runs_dir: str = ".bench/runs"
+    data_root: str | None = None
+    offline: bool = False
+    fresh: bool = False
+    save_every_s: float = SAVE_EVERY_S
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: what is needed to ask the net anything."""
+
+    method: Method
+    recipe: Any
+    net: nn.Module
+    spec: DataSpec  # as the network sees the data
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def run(
+    planned: Planned,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Execute one cell, or what is left of it, and return its record; a finished one is only read.
+
+    Raises:
+        Interrupted: `should_stop` said so; everything needed to continue is on disk.
+        NumericalError: training diverged.
+        BenchError: anything else the user can mend, in one line.
+    """
+    progress = progress or Progress(quiet=True)
+    cell = planned.cell
+    if not options.fresh and (done := finished(cell, Path(options.results), Path(options.runs_dir))):
+        return done
+    folder = Path(options.runs_dir) / cell.folder
+    with locked(folder):
+        return _Run(planned, options, folder, progress, should_stop).execute()
+
+
+def finished(cell: Cell, results: Path, runs_dir: Path) -> Record | None:
+    """The record of a cell in a results folder, if there is a readable one that no --fresh run is about to replace."""
+    folder = results / records.folder_name(cell.as_record())
+    if not (folder / records.FILE).is_file() or (runs_dir / cell.folder / RESTARTED).exists():
+        return None
+    try:
+        return records.read(folder)
+    except records.RecordError:
+        return None  # `bench report` and `bench list runs` show it in red; running again replaces it
+
+
+def progress_of(cell: Cell, runs_dir: Path) -> float | None:
+    """How much of a cell's training is on disk, in [0, 1]; None for none. Reads headers only."""
+    folder = runs_dir / cell.folder
+    if (folder / WEIGHTS).exists():
+        return 1.0
+    for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
+        meta = read_meta(path)
+        if meta is not None and "iterations" in meta:
+            return float(meta["iteration"]) / max(1, int(meta["iterations"]))
+    return None
+
+
+class _Run:
+    """One execution; holds what its parts share."""
+
+    def __init__(
+        self,
+        planned: Planned,
+        options: Options,
+        folder: Path,
+        progress: Progress,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.cell, self.recipe, self.planned = planned.cell, planned.recipe, planned
+        self.options, self.folder, self.progress, self.should_stop = options, folder, progress, should_stop
+        self.device = torch.device(options.device)
+        self.method = registry.get(self.cell.method)
+
+    def execute(self) -> Record:
+        torch.set_num_threads(self.options.threads)
+        check_writable(Path(self.options.results), "--results")
+        if self.options.fresh:
+            _clear(self.folder)
+            write_atomic(self.folder / RESTARTED, b"")
+        began = time.monotonic()
+        data = load(
+            self.cell.dataset,
+            data_root=Path(self.options.data_root) if self.options.data_root else None,
+            offline=self.options.offline,
+            device=self.device,
+        )
+        self.spec = data.spec.cropped(self.recipe.crop)
+        self.store = StateStore(
+            self.folder,
+            {**self.cell.identity(), "data": data.info["checksum"]},
+            every_s=self.options.save_every_s,
+            warn=self.progress.note,
+        )
+        self.store.tidy()
+        trained = self._trained(data)
+        kept = self._evaluated(trained, data)
+        wall = trained.summary["train_s"] + kept["wall_s"]
+        written = self._write(trained, data, kept, wall)
+        (self.folder / RESTARTED).unlink(missing_ok=True)
+        self.progress.note(f"finished in {duration(time.monotonic() - began)}")
+        return written
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _trained(self, data: Dataset) -> Trained:
+        """The trained net: read from the run's folder, or trained now and then read from it."""
+        path = self.folder / WEIGHTS
+        if not path.exists():
+            self._train(data)
+        return restore(self.folder, self.method, self.recipe, self.spec, self.device, check=self.store.check)
+
+    def _train(self, data: Dataset) -> None:
+        seed_everything(self.cell.seed, "build")
+        net = self.method.build(self.spec, self.recipe).to(self.device)
+        size = sum(t.numel() * t.element_size() for t in net_tensors(net).values())
+        check_writable(self.folder, "--runs-dir", need_bytes=STATE_COPIES * size + (8 << 20))
+        split = data.train_all if self.cell.split == "test" else data.train
+        summary = train(
+            self.method,
+            self.recipe,
+            net,
+            split,
+            spec=self.spec,
+            seed=self.cell.seed,
+            eps=Eps(self.cell.eps),
+            store=self.store,
+            progress=self.progress,
+            should_stop=self.should_stop,
+        )
+        meta = {
+            "schema": SCHEMA,
+            "identity": self.store.identity,
+            "training": summary,
+            "environment": environment(self.device),
+        }
+        save_tensors(self.folder / WEIGHTS, net_tensors(net), meta)
+        self._check_rebuilt(net, split)
+        self.store.clear()
+
+    def _check_rebuilt(self, net: nn.Module, split: Split) -> None:
+        """A net whose state is not all in its tensors would be another net after a restart: refuse it now."""
+        other = restore(self.folder, self.method, self.recipe, self.spec, self.device).net
+        rows = min(REBUILD_ROWS, len(split))
+        generator = torch.Generator(self.device).manual_seed(0)
+        shape = (rows, self.spec.channels, self.spec.height, self.spec.width)
+        x = torch.rand(shape, generator=generator, device=self.device)
+        answers = []
+        with torch.no_grad():
+            for one in (net, other):
+                one.eval()
+                answers.append(one(x))
+        if not torch.equal(answers[0], answers[1]):
+            (self.folder / WEIGHTS).unlink()
+            raise BenchError(
+                f"method {self.method.name}: a net rebuilt from its saved weights answers differently; everything that "
+                "training or finish() changes must be a parameter or a buffer, or be the default of build()"
+            )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluated(self, trained: Trained, data: Dataset) -> dict[str, Any]:
+        """The evaluation and costs: read from the run's folder, or measured now and written there."""
+        weights = weights_sha256(trained.net)
+        kept = _read_json(self.folder / EVALUATION)
+        if kept is not None and kept.get("weights_sha256") == weights and (self.folder / ARRAYS).exists():
+            return kept
+        if self.should_stop():
+            raise Interrupted(f"stopped before the evaluation; {RESUMED_ADVICE}")
+        began = time.monotonic()
+        split = data.test() if self.cell.split == "test" else data.val
+        watched = StoppingProgress(self.progress, self.should_stop)
+        found = evaluate(
+            self.method,
+            self.recipe,
+            trained.net,
+            split,
+            spec=self.spec,
+            eps=Eps(self.cell.eps),
+            seed=self.cell.seed,
+            progress=watched,
+            bundle_dir=self.folder,
+        )
+        cost = _cost(trained, found, split, Eps(self.cell.eps))
+        kept = {
+            "weights_sha256": weights,
+            "evaluation": found.summary,
+            "switches": found.switches,
+            "cost": cost,
+            "code": code_version(),
+            "wall_s": time.monotonic() - began,
+        }
+        write_atomic(self.folder / ARRAYS, _npz(found.arrays))
+        write_atomic(self.folder / EVALUATION, (json.dumps(kept, indent=1) + "\n").encode())
+        return kept
+
+    # --- the record ---------------------------------------------------------------------------------------------------
+
+    def _write(self, trained: Trained, data: Dataset, kept: dict[str, Any], wall_s: float) -> Record:
+        with np.load(self.folder / ARRAYS, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        payload = {
+            "cell": self.cell.as_record(),
+            "recipe": {
+                "fields": as_dict(self.recipe),
+                "source": self.recipe.source,
+                "hash": self.cell.recipe_hash,
+                "modified": self.planned.modified,
+            },
+            "method": {
+                "name": self.method.name,
+                "title": self.method.title,
+                "paper": self.method.paper,
+                "norm": self.method.norm,
+            },
+            "data": data.info,
+            "environment": {**trained.environment, "switches": kept["switches"]},
+            "code": kept["code"],
+            "weights_sha256": kept["weights_sha256"],
+            "training": trained.summary,
+            "evaluation": kept["evaluation"],
+            "cost": kept["cost"],
+            "finished": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "wall_s": wall_s,
+        }
+        return records.write(Path(self.options.results), payload, arrays)
+
+
+def restore(
+    folder: Path,
+    method: Method,
+    recipe: Any,
+    spec: DataSpec,
+    device: torch.device,
+    *,
+    check: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> Trained:
+    """The trained net of a run's folder, in eval mode.
+
+    Args:
+        spec: as the network sees the data (cropped where the recipe crops).
+        check: called with (path, meta) before the weights are used; raises if they belong to another run.
+
+    Raises:
+        StateError: no weights there, damaged, or of another network.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise StateError(f"{folder} holds no trained weights; repeat the run, or name its folder with --runs-dir")
+    state = load_tensors(path)
+    if check is not None:
+        check(path, state.meta)
+    net = method.build(spec, recipe).to(device)
+    load_net(net, state.tensors, str(path))
+    net.eval()
+    return Trained(method, recipe, net, spec, state.meta["training"], state.meta["environment"])
+
+
+def of_record(record: Record, runs_dir: Path, device: torch.device) -> Trained:
+    """The trained net that a record speaks about, from its run's folder, checked to be the very one.
+
+    Raises:
+        StateError: the folder is gone or holds other weights.
+        BenchError: the method's recipe is no longer what the record was made with.
+    """
+    planned = reopen(record.data["cell"])
+    recipe = planned.recipe
+    if planned.cell.recipe_hash != record.data["recipe"]["hash"]:
+        raise BenchError(
+            f"record {record.short}: the recipe of {record.method} has changed since; check out "
+            f"{(record.data['code']['commit'] or 'the version it was made with')[:12]}, or repeat the run"
+        )
+    spec = data_spec(record.dataset).cropped(recipe.crop)
+    classes = (record.data["data"]["subset"] or {}).get("classes", spec.classes)
+    spec = dataclasses.replace(spec, classes=classes)
+    trained = restore(runs_dir / record.path.name, registry.get(record.method), recipe, spec, device)
+    if weights_sha256(trained.net) != record.data["weights_sha256"]:
+        raise StateError(f"the weights in {runs_dir / record.path.name} are not those of record {record.short}")
+    return trained
+
+
+def _cost(trained: Trained, found: Evaluation, split: Split, eps: Eps) -> dict[str, Any]:
+    """The record's "cost"."""
+    measured = measure_cost(trained.method, trained.recipe, trained.net, split, spec=trained.spec, eps=eps)
+    peaks = (measured["peak_memory_bytes"], trained.summary["peak_memory_bytes"])
+    return {
+        **measured,
+        "train_s": trained.summary["train_s"],
+        "s_per_epoch": trained.summary["s_per_epoch"],
+        "attack_s": sum(line.get("seconds") or 0.0 for line in found.summary["attacks"]),
+        "peak_memory_bytes": max((p for p in peaks if p is not None), default=None),
+    }
+
+
+def _clear(folder: Path) -> None:
+    """Forget everything of a run but its lock."""
+    for path in folder.iterdir():
+        if path.name in ("lock", "stdout"):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
