@@ -43,7 +43,7 @@ class Entry:
     levels: int = 256
     train: Sums | None = None  # None: made here, or no official checksum is known
     test: Sums | None = None
-    download: str = ""  # how to get it by hand
+    by_hand: str = ""  # how to get it without a download; {there} becomes the folder
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ _ENTRIES = (
             "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
             "97b756d55950f1841ebd48df7379b9b2fc87a10d63e08d6213dad41d564e8508",
         ),
-        download="put mnist.npz (Keras layout) or train-images-idx3-ubyte.gz and its three companions there",
+        by_hand="put mnist.npz (Keras layout) or train-images-idx3-ubyte.gz and its three companions {there}",
     ),
     Entry(
         name="fashion_mnist",
@@ -124,8 +124,8 @@ _ENTRIES = (
             "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
             "0b381379398a0943a88bf3864ff3f5177903dcf178030b4b74c495294b38fa7c",
         ),
-        download="put fashion_mnist.npz (Keras layout) or, in a folder FashionMNIST/raw, train-images-idx3-ubyte.gz "
-        "and its three companions there",
+        by_hand="put fashion_mnist.npz (Keras layout) or, in a folder FashionMNIST/raw, train-images-idx3-ubyte.gz "
+        "and its three companions {there}",
     ),
     Entry(
         name="cifar10",
@@ -151,7 +151,7 @@ _ENTRIES = (
             "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
             "65a6ffe079453e514083f99356b35e02cbfd581b4951e3937fae188974b79f39",
         ),
-        download="put cifar10.npz (Keras layout), cifar-10-python.tar.gz or its folder cifar-10-batches-py there",
+        by_hand="put cifar10.npz (Keras layout), cifar-10-python.tar.gz or its folder cifar-10-batches-py {there}",
     ),
     Entry(
         name="tinyimagenet",
@@ -167,8 +167,8 @@ _ENTRIES = (
         n_val=10_000,
         source="Stanford CS231n: Tiny ImageNet (2015), drawn from ImageNet; its validation images are the test split",
         licence="ImageNet's terms: non-commercial research and education",
-        download="torchvision has no such set: fetch cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB) and put the "
-        "zip, or the folder tiny-imagenet-200 that it holds, there",
+        by_hand="torchvision has no such set: fetch cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB) and put the "
+        "zip, or the folder tiny-imagenet-200 that it holds, {there}",
     ),
     Entry(
         name="synthetic",

@@ -22,7 +22,6 @@ from .errors import UnexpectedError, reading
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-_BATCH = 10_000
 _MAX_BATCH_BYTES = 64 * 2**20  # official: 31,035,704
 _MAX_TAR_BYTES = 256 * 2**20  # official, unpacked: 186 MB
 _MAX_MEMBERS = 64
@@ -34,7 +33,7 @@ _OPCODES = frozenset(  # what pickle protocols 2 to 4 need for a dictionary of l
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
     BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
     GLOBAL STACK_GLOBAL REDUCE BUILD
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
@@ -49,7 +48,7 @@ def read_cifar_folder(data: Entry, folder: Path, mend: str) -> Arrays:
         with reading(data.name, folder / name, mend):
             with open(folder / name, "rb") as file:
                 content = file.read(_MAX_BATCH_BYTES + 1)
-            batches.append(_decode(content))
+            batches.append(_decode(content, data.n_test))
     with reading(data.name, folder, mend):
         return _assembled(data, batches)
 
@@ -79,7 +78,7 @@ def read_cifar_archive(data: Entry, path: Path, mend: str) -> Arrays:
         batches = []
         for name in BATCHES:
             try:
-                batches.append(_decode(found.pop(name)))
+                batches.append(_decode(found.pop(name), data.n_test))
             except UnexpectedError as error:
                 raise UnexpectedError(f"its member {name} {error}") from error
         return _assembled(data, batches)
@@ -122,8 +121,8 @@ def _assembled(data: Entry, batches: list[tuple[Bytes, list[int]]]) -> Arrays:
     return Arrays(*train, *test, data.classes)
 
 
-def _decode(content: bytes) -> tuple[Bytes, list[int]]:
-    """One batch: images uint8 [10000, 32, 32, 3] and its labels.
+def _decode(content: bytes, n: int) -> tuple[Bytes, list[int]]:
+    """One batch of n = 10,000: images uint8 [n, 32, 32, 3] and its labels.
 
     Raises:
         UnexpectedError: it is no such batch.
@@ -136,22 +135,22 @@ def _decode(content: bytes) -> tuple[Bytes, list[int]]:
         raise UnexpectedError(f"holds a {type(batch).__name__}, expected a dictionary with data and labels")
     fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     labels = fields.get("labels")
-    if not isinstance(labels, list) or len(labels) != _BATCH or not all(type(label) is int for label in labels):
-        raise UnexpectedError(f"has no list of {_BATCH} labels")
-    return _pixels(fields.get("data")), labels
+    if not isinstance(labels, list) or len(labels) != n or not all(type(label) is int for label in labels):
+        raise UnexpectedError(f"has no list of {n} whole numbers named labels")
+    return _pixels(fields.get("data"), n), labels
 
 
-def _pixels(stored: Any) -> Bytes:
-    """The stand-in of the pixel array as uint8 [10000, 32, 32, 3] (stored channel by channel)."""
+def _pixels(stored: Any, n: int) -> Bytes:
+    """The stand-in of the pixel array as uint8 [n, 32, 32, 3] (stored channel by channel)."""
     state = stored.state if isinstance(stored, _ArrayStandIn) else None
     if not isinstance(state, tuple) or len(state) != 5:
         raise UnexpectedError("has no pixel array named data")
     _, shape, dtype, fortran, raw = state
     kind = dtype.args[0] if isinstance(dtype, _DtypeStandIn) and dtype.args else None
-    size = _BATCH * 3072
-    if shape != (_BATCH, 3072) or kind not in ("u1", b"u1") or fortran or type(raw) is not bytes or len(raw) != size:
-        raise UnexpectedError(f"its pixels are not {_BATCH} x 3072 bytes")
-    channels_first = np.frombuffer(raw, dtype=np.uint8).reshape(_BATCH, 3, 32, 32)
+    size = n * 3072
+    if shape != (n, 3072) or kind not in ("u1", b"u1") or fortran or type(raw) is not bytes or len(raw) != size:
+        raise UnexpectedError(f"its pixels are not {n} x 3072 bytes")
+    channels_first = np.frombuffer(raw, dtype=np.uint8).reshape(n, 3, 32, 32)
     return np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from .catalogue import Entry
-from .errors import DataError
+from .errors import DataError, shown
 
 _MAX_BYTES = 256 * 2**20  # the largest archive, CIFAR-10's, has 170 MB
 _TIMEOUT_S = 30.0  # without a byte
@@ -56,48 +57,51 @@ def download(data: Entry, cache: Path) -> None:
     except ImportError as error:
         raise DataError(f"{data.name}: cannot be downloaded, torchvision is not installed ({error})") from error
     folder = cache / _FOLDERS[data.name]
-    for name, addresses, md5 in wanted:
-        if data.name in _MORE_MIRRORS:
-            addresses = [_MORE_MIRRORS[data.name] + name, *addresses]
-        addresses = [address for address in addresses if urlsplit(address).scheme == "https"]
-        if not (folder / name).exists():
-            _fetch_first(data, addresses, folder / name, md5)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as here:
+            for name, addresses, md5 in wanted:
+                if data.name in _MORE_MIRRORS:
+                    addresses = [_MORE_MIRRORS[data.name] + name, *addresses]
+                _fetch_first(data, addresses, Path(here, name), md5)
+            for name, _, _ in wanted:  # only when all are complete: a set with one file would be taken for a broken one
+                os.replace(Path(here, name), folder / name)
+    except OSError as error:
+        where = f"the cache folder {shown(cache)} cannot be written ({error.strerror or error})"
+        raise DataError(f"{data.name}: {where}; set $BENCH_HOME to a folder that can") from error
 
 
 def _fetch_first(data: Entry, addresses: list[str], target: Path, md5: str) -> None:
     answers = []
     for address in addresses:
+        if urlsplit(address).scheme != "https":
+            continue
         try:
             fetch(address, target, md5)
             return
         except (OSError, http.client.HTTPException, ValueError) as error:
-            answers.append(f"{urlsplit(address).netloc}: {' '.join(str(error).split())[:120] or type(error).__name__}")
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            answers.append(f"{urlsplit(address).netloc}: {reason}")
     raise DataError(f"{data.name}: {target.name} cannot be downloaded ({'; '.join(answers) or 'no https address'})")
 
 
 def fetch(address: str, target: Path, md5: str) -> None:
-    """Download one file to `target`, through a temporary name of this process beside it.
+    """Download one file to `target`; what is there after an error is incomplete.
 
     Raises:
         OSError: no connection, no space, a redirect away from https. ValueError: too large, or another MD5.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     opener = urllib.request.build_opener(_HttpsOnly)
-    try:
-        with opener.open(address, timeout=_TIMEOUT_S) as answer, open(part, "wb") as file:
-            done = 0
-            while chunk := answer.read(_CHUNK):
-                done += len(chunk)
-                if done > _MAX_BYTES:
-                    raise ValueError(f"sends more than {_MAX_BYTES >> 20} MB")
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != md5:
-            raise ValueError(f"sent another file (MD5 {digest.hexdigest()[:12]}, expected {md5[:12]})")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with opener.open(address, timeout=_TIMEOUT_S) as answer, open(target, "wb") as file:
+        done = 0
+        while chunk := answer.read(_CHUNK):
+            done += len(chunk)
+            if done > _MAX_BYTES:
+                raise ValueError(f"sends more than {_MAX_BYTES >> 20} MB")
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != md5:
+        raise ValueError(f"sent another file (MD5 {digest.hexdigest()[:12]}, expected {md5[:12]})")

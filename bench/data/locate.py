@@ -82,8 +82,10 @@ def _roots(data_root: Path | None) -> Iterator[Path]:
 
 def _found(data: Entry, root: Path) -> Found | None:
     """The first layout of `data` below `root` that exists."""
-    again = "" if data.name == "tinyimagenet" else " (the cache's copy: delete it, and it is downloaded again)"
-    mend = f"replace it by the official one or name another folder with --data-root{again if _cached(root) else ''}"
+    again = (
+        "delete it, and the next run downloads it," if data.name != "tinyimagenet" and root == cache_folder() else ""
+    )
+    mend = f"{again or 'replace it by the official one'} or name another folder with --data-root"
     layouts = {"tinyimagenet": _tinyimagenet, "cifar10": _cifar}.get(data.name, _mnist)
     path, read = next(layouts(data, root), (None, None))
     return None if path is None or read is None else Found(path, read, mend)
@@ -130,14 +132,12 @@ def _tinyimagenet(data: Entry, root: Path) -> Iterator[tuple[Path, Reader]]:
         yield folder, read_tinyimagenet
 
 
-def _cached(root: Path) -> bool:
-    return root == cache_folder()
-
-
 def _by_hand(data: Entry, searched: list[Path]) -> str:
-    where = shown(searched[0]) if searched else "a folder named with --data-root"
-    return f"{data.download.replace('there', f'into {where}', 1)}, or name a folder with --data-root"
+    there = f"into {shown(searched[0])}" if searched else "into a folder"
+    return f"{data.by_hand.format(there=there)}, or name the folder that has it with --data-root"
 
 
 def _listed(searched: list[Path]) -> str:
-    return ", ".join(f"{shown(root)}{'' if root.is_dir() else ' (no such folder)'}" for root in searched) or "no folder"
+    if not searched:
+        return "0 folders (no --data-root, no $BENCH_DATA, no home)"
+    return ", ".join(f"{shown(root)}{'' if root.is_dir() else ' (no such folder)'}" for root in searched)

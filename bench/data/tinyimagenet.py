@@ -119,7 +119,7 @@ def read_tinyimagenet(data: Entry, path: Path, mend: str) -> Arrays:
     with _opened(data, path, mend) as files:
         wnids = _classes(data, files, mend)
         train = [
-            (f"train/{w}/images/{w}_{k}.JPEG", c, 500 * c_official + k)
+            (f"train/{w}/images/{w}_{k}.JPEG", c, _TRAIN_PER_CLASS * c_official + k)
             for c, (w, c_official) in enumerate(wnids.items())
             for k in range(_TRAIN_PER_CLASS)
         ]
