@@ -51,8 +51,8 @@ class Chunks:
                 if done is not None:
                     done(len(part))
                 continue
-            gc.collect()  # outside the except block: the traceback held on to the tensors
-            if torch.cuda.is_available():
+            if torch.cuda.is_available():  # outside the except block: the traceback held on to the tensors
+                gc.collect()
                 torch.cuda.empty_cache()
 
 

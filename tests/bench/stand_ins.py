@@ -1,5 +1,6 @@
 """Small methods with known answers, honest and dishonest, for the tests of evaluation. Loaded by path with runpy."""
 
+import itertools
 import math
 
 import torch
@@ -60,7 +61,7 @@ class Dist(nn.Module):
 class DistNet(nn.Module):
     def __init__(self, *sizes, scale=1.0):
         super().__init__()
-        self.layers = nn.ModuleList(Dist(i, o, scale) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(Dist(i, o, scale) for i, o in itertools.pairwise(sizes))
 
     def forward(self, x, p=math.inf):
         h = x.flatten(1)
@@ -102,7 +103,7 @@ class DistMethod(Method):
             r = torch.full((len(x),), float(eps) * (1 - 1e-3))
             return Bound(self.lower(net, *box_float32(x, r), y), "interval", "D")
         lower = self.lower(net, *box(x, eps), y)
-        if self.cheat == "clean":
+        if self.cheat in ("clean", "clean R"):
             lower = margin(net(x), y)
         if self.cheat == "above":
             lower = margin(net(x), y) + 1e-9
@@ -148,6 +149,28 @@ def canary(seed, pixels=12):
     t = 0.1 + 0.1 * torch.rand((), generator=g)
     q = t + 0.1 + 0.2 * torch.rand((), generator=g)
     return Canary(data.pixels(slice(0, 1)).flatten(), s, t, q), data
+
+
+class Spike(nn.Module):
+    """Class 0 everywhere but in a small box around a hidden point; outside it every gradient is zero (P13)."""
+
+    def __init__(self, point, reach=0.04):
+        super().__init__()
+        self.layers = nn.ModuleList([Dist(point.numel(), 1)])
+        self.reach = reach
+        with torch.no_grad():
+            self.layers[0].weight.copy_(point.reshape(1, -1))
+            self.layers[0].bias.zero_()
+            self.layers[0].mean.zero_()
+
+    def forward(self, x):
+        d = self.layers[0](x.flatten(1))
+        return torch.cat([torch.ones_like(d), 100 * (self.reach - d).clamp(min=0)], 1)
+
+    def bounds(self, lo, hi):
+        near, far = self.layers[0].bounds(lo.flatten(1), hi.flatten(1))
+        one = torch.ones_like(near)
+        return tuple(torch.cat([one, 100 * (self.reach - d).clamp(min=0)], 1) for d in (far, near))
 
 
 # --- affine nets ------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_a_surrogate_cannot_declare_victory(mlp):
 
 
 class Flickering(nn.Module):
-    """Wrong whenever a gradient is asked for, right when it is not: what an attack sees differs from what is deployed."""
+    """Wrong whenever a gradient is asked for, right when it is not: the attack sees another net than is deployed."""
 
     def __init__(self, net):
         super().__init__()
@@ -246,7 +246,7 @@ def test_canary_falls_to_a_surrogate_and_not_to_its_own_gradient():
 
 
 class OnePixel(nn.Module):
-    """Class 1 wins where the first pixel alone is high: what a direct gradient finds and a misleading guide does not."""
+    """Class 1 wins where the first pixel alone is high: a direct gradient finds it, a misleading guide does not."""
 
     def forward(self, x):
         z = x.flatten(1)
@@ -294,7 +294,7 @@ def test_noise_is_uniform_and_uncorrelated():
     centred = noise - 0.5
     for pair in (centred[:, :-1] * centred[:, 1:], centred[:-1] * centred[1:]):
         assert abs(pair.mean()) < 5 / 12 / pair.numel() ** 0.5
-    assert 0 <= noise.min() and noise.max() < 1
+    assert noise.min() >= 0 and noise.max() < 1
 
 
 def test_noise_equals_splitmix64_in_whole_numbers():
