@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .contract import DataSpec
 
+MEND = "give it a method count_ops(inputs, output) -> int, or override Method.flops"
+
 
 def count_ops(net: nn.Module, data: DataSpec) -> int:
     """Operations of one forward pass of one image.
@@ -17,18 +19,21 @@ def count_ops(net: nn.Module, data: DataSpec) -> int:
     papers); a layer with a method `count_ops(inputs, output) -> int` speaks for itself and all it contains.
 
     Raises:
-        ValueError: a layer holds weights but no formula is known for it.
+        ValueError: a layer holds weights but no formula is known for it, or its weights are used without calling it.
     """
     total = 0
     hooks = []
+    counted = set(_counted(net))
+    waiting = {module: name for name, module in net.named_modules() if module in counted}
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         nonlocal total
         total += _layer_ops(module, inputs[0], output)
+        waiting.pop(module, None)
 
     modes = [(module, module.training) for module in net.modules()]
     try:
-        for module in dict.fromkeys(_counted(net)):  # a layer used twice fires its one hook twice
+        for module in list(waiting):  # a layer used twice is here once and fires its hook twice
             hooks.append(module.register_forward_hook(hook))
         net.eval()
         some = next(iter(net.parameters()), torch.zeros(()))
@@ -39,6 +44,11 @@ def count_ops(net: nn.Module, data: DataSpec) -> int:
             module.training = training
         for handle in hooks:
             handle.remove()
+    if waiting:
+        names = ", ".join(list(waiting.values())[:3])
+        raise ValueError(
+            f"layer {names} holds weights but is never called, so its operations cannot be counted; {MEND}"
+        )
     return total
 
 
@@ -70,7 +80,4 @@ def _layer_ops(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
         return output.numel() * taps
     if isinstance(module, nn.LayerNorm):
         return 0
-    raise ValueError(
-        f"no operation count is known for layer {type(module).__name__}; "
-        "give it a method count_ops(inputs, output) -> int, or override Method.flops"
-    )
+    raise ValueError(f"no operation count is known for layer {type(module).__name__}; {MEND}")

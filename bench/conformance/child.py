@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import registry
 from ..errors import BenchError, UsageError, one_line, printable
+from .catalogue import CHECKS
 from .outcome import TITLES, Outcome
 from .subject import Breach, NotApplicable, Subject
 from .surroundings import Surroundings
@@ -24,21 +25,24 @@ def check_method(
     name: str, *, on_start: Callable[[int], None] | None = None, on_outcome: Callable[[Outcome], None] | None = None
 ) -> list[Outcome]:
     """See `bench.conformance.check`."""
-    from .catalogue import CHECKS
-
     before = Surroundings.now()
     method = registry.get(name)
     subject = Subject(method, imported=before.changes(of_import=True))
     outcomes = []
-    for number, title in TITLES.items():
+    for number in TITLES:
         if on_start:
             on_start(number)
-        started = time.monotonic()
-        ok, detail = _verdict(CHECKS[number], subject)
-        outcomes.append(Outcome(number, title, ok, printable(detail, 400), time.monotonic() - started))
+        outcomes.append(outcome_of(number, subject))
         if on_outcome:
             on_outcome(outcomes[-1])
     return outcomes
+
+
+def outcome_of(number: int, subject: Subject) -> Outcome:
+    """One check, in this process."""
+    started = time.monotonic()
+    ok, detail = _verdict(CHECKS[number], subject)
+    return Outcome(number, TITLES[number], ok, printable(detail, 400), time.monotonic() - started)
 
 
 def _verdict(run: Callable[[Subject], str], subject: Subject) -> tuple[bool | None, str]:

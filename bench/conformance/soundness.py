@@ -43,6 +43,9 @@ def sound(subject: Subject) -> str:
     scale = max(1.0, float(logits.abs().max()))
     clean = margin(logits, y)
     at_eps = bounds(subject, x, y, eps)
+    for first, second in zip(at_eps, bounds(subject, x, y, eps), strict=True):
+        if not same_bits(first.lower, second.lower):
+            raise Breach(f"{first.certificate} differs between two calls with the same batch; it must not be random")
     headline = subject.method.margin_bound(net, x, y, eps)
     if not same_bits(headline.lower, at_eps[0].lower) or headline.cls != at_eps[0].cls:
         raise Breach("margin_bounds() must begin with what margin_bound() gives")
@@ -166,12 +169,9 @@ def _falling(subject: Subject, x: Tensor, y: Tensor, scale: float) -> None:
 
 
 def _steady(subject: Subject, x: Tensor, y: Tensor, scale: float) -> None:
-    """The bound of an image is its own: repeated, in reverse order, and alone."""
+    """The bound of an image is its own: in reverse order, and alone."""
     eps = subject.recipe.radius
     whole = bounds(subject, x, y, eps)
-    for first, second in zip(whole, bounds(subject, x, y, eps), strict=True):
-        if not same_bits(first.lower, second.lower):
-            raise Breach(f"{first.certificate} differs between two calls with the same batch; it must not be random")
     back = bounds(subject, x.flip(0), y.flip(0), eps)
     alone = [bounds(subject, x[i : i + 1], y[i : i + 1], eps) for i in range(len(x))]
     for k, bound in enumerate(whole):
@@ -213,9 +213,8 @@ def radius_agrees(subject: Subject) -> str:
     if radius.requires_grad:
         raise Breach("radius() carries a gradient; compute it under torch.no_grad()")
     if not bool((torch.isfinite(radius) & (radius >= 0) & (radius <= 1)).all()):
-        raise Breach(
-            f"radius() gives values from {float(radius.min()):.3g} to {float(radius.max()):.3g}; [0, 1] is needed"
-        )
+        low, high = float(radius.min()), float(radius.max())
+        raise Breach(f"radius() gives values from {low:.3g} to {high:.3g}; they must lie in [0, 1]")
     wrong = margin(logits, y) <= 0
     if bool((radius[wrong] > 0).any()):
         raise Breach("radius() is positive where the prediction is wrong; 0 is needed")

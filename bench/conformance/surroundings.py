@@ -123,7 +123,7 @@ def _net_state(net: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, parameter in net.named_parameters():
         state[f"requires_grad of {name}"] = parameter.requires_grad
-        state[f"grad of {name}"] = parameter.grad is None
+        state[f"grad of {name}"] = parameter.grad if parameter.grad is None else parameter.grad._version
     for name, module in net.named_modules():
         where = name or "the net"
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)

@@ -1,0 +1,248 @@
+"""Every vice of trust.md P49 that a plugin can have is found, by the check that is there for it, in one line."""
+
+from __future__ import annotations
+
+import json
+import locale
+import os
+import random
+import re
+import signal
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import registry
+from bench.conformance import TITLES, Outcome, failed, lines, run_check
+from bench.conformance.child import outcome_of
+from bench.conformance.parent import main
+from bench.conformance.subject import Subject
+from bench.conformance.surroundings import Surroundings
+
+# A sound method as small as can be; every vice below is one replacement in this text.
+VIRTUOUS = """
+import os, random, sys
+import numpy as np
+import torch
+from dataclasses import dataclass
+from torch import nn
+from bench import Bound, Losses, Method, Recipe, margin, register
+
+class Layer(nn.Linear):
+    def forward(self, z):
+        w = self.weight
+        return nn.functional.linear(z, w / w.abs().sum(1, keepdim=True).clamp(min=1), self.bias)
+
+class Net(nn.Module):
+    def __init__(self, data):
+        super().__init__()
+        self.flat, self.last = nn.Flatten(), Layer(data.pixels, data.classes)
+
+    def forward(self, x):
+        return self.last(self.flat(x))
+
+class Base(Method):
+    name, title = "vice", "Vice"
+
+    def recipes(self):
+        yield Recipe(dataset="synthetic", eps="0.1", preset="quick", source="ours", epochs=3, lr=0.01)
+
+    def build(self, data, recipe):
+        return Net(data)
+
+    def loss(self, net, x, y, step):
+        short = (1.0 - margin(net(x), y)).clamp(min=0).mean()
+        return Losses(short, {"short": short.detach()})
+
+    def margin_bound(self, net, x, y, eps):
+        gap = margin(net(x), y)
+        return Bound(gap - 2 * float(eps), certificate="lipschitz", cls="R")
+
+@register
+class Vice(Base):
+    name, title = "vice", "Vice"
+    # HERE
+"""
+
+VICES = {
+    name: (int(number), phrase, code)
+    for name, number, phrase, code in re.findall(
+        r"^=== (\w+) (\d+) (.+)\n((?:(?!===).*\n)+)", Path(__file__).with_name("vices.txt").read_text(), re.MULTILINE
+    )
+}
+
+EXTRAS = """
+class Double(nn.Module):
+    def forward(self, z): return z.double()
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def forward(self, z): return z * self.factor
+
+class Zero(nn.Module):
+    def forward(self, z): return z.zero_()
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.eye(4))
+    def forward(self, z): return z @ self.w
+"""
+
+
+def with_vice(code: str) -> str:
+    """The virtuous plugin's text with this code in the class."""
+    text = VIRTUOUS.replace("    # HERE", textwrap.indent(code, "    "))
+    return text.replace("class Base", EXTRAS + "\nclass Base")
+
+
+@pytest.fixture(autouse=True)
+def everything_put_back() -> Iterator[None]:
+    """Some vices change the process for good."""
+    kept_rng, kept_random, kept_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    threads, folder, term = torch.get_num_threads(), os.getcwd(), signal.getsignal(signal.SIGTERM)
+    relu, environment, place = torch.nn.functional.relu, dict(os.environ), locale.setlocale(locale.LC_ALL)
+    with warnings.catch_warnings():
+        yield
+    torch.set_rng_state(kept_rng)
+    random.setstate(kept_random)
+    np.random.set_state(kept_numpy)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(threads)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, term)
+    locale.setlocale(locale.LC_ALL, place)
+    torch.nn.functional.relu = relu
+
+
+def subject_of(folder: Path, text: str) -> Subject:
+    """The method of a plugin text, loaded as `bench check --plugin` loads it."""
+    (folder / "vice.py").write_text(text)
+    found = registry.Registry("no_such_package", "no.such.group")
+    found.add_file(folder / "vice.py")
+    before = Surroundings.now()
+    method = found.get("vice")
+    return Subject(method, before.changes(of_import=True))
+
+
+@pytest.mark.parametrize("vice", VICES)
+def test_vice_is_found_by_its_check_in_one_line(vice: str, tmp_path: Path) -> None:
+    number, phrase, code = VICES[vice]
+    subject = subject_of(tmp_path, with_vice(code))
+    outcome = outcome_of(number, subject)
+    assert outcome.ok is False and re.search(phrase, outcome.detail), outcome.detail
+    assert outcome.detail.isprintable() and "vice" in outcome.detail
+
+
+def test_method_that_sheds_its_guard_is_found(tmp_path: Path) -> None:
+    unguarded = (
+        "\nVice.margin_bound = lambda self, n, x, y, e: Bound(margin(n(x.float()), y) - 2 * float(e), 'a', 'R')\n"
+    )
+    outcome = outcome_of(11, subject_of(tmp_path, VIRTUOUS + unguarded))
+    assert outcome.ok is False and "takes float64 images" in outcome.detail
+
+
+@pytest.fixture(scope="module")
+def virtuous(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return subject_of(tmp_path_factory.mktemp("virtuous"), VIRTUOUS)
+
+
+@pytest.mark.parametrize("number", TITLES)
+def test_sound_method_passes(number: int, virtuous: Subject) -> None:
+    outcome = outcome_of(number, virtuous)
+    assert outcome.ok is not False, outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("torch.manual_seed(1)", "torch's global generator"),
+        ("torch.set_default_dtype(torch.float64)", "the default dtype"),
+        ("os.chdir('/')", "the working directory"),
+        ("torch.set_grad_enabled(False)", "grad mode"),
+        ("nn.functional.relu = abs", "torch.nn.functional.relu"),
+    ],
+)
+def test_side_effect_of_the_import_is_found(code: str, what: str, tmp_path: Path) -> None:
+    try:
+        outcome = outcome_of(7, subject_of(tmp_path, VIRTUOUS.replace("class Net", f"{code}\nclass Net")))
+    finally:
+        torch.set_grad_enabled(True)
+    assert outcome.ok is False and f"importing it changes {what}" in outcome.detail
+
+
+def test_outcome_lines_carry_the_name_and_the_verdict() -> None:
+    outcomes = [Outcome(1, "builds", True, "fine", 0.1), Outcome(2, "loss", False, "it: bad", 0.2)]
+    shown = lines("it", outcomes)
+    assert all(line.startswith("it ") for line in shown)
+    assert "breaks the contract: check 2" in shown[-1] and failed(outcomes)
+
+
+# --- the process of its own -------------------------------------------------------------------------------------------
+
+
+def run(folder: Path, name: str, code: str, limit_s: float = 60.0) -> list[Outcome]:
+    path = folder / f"{name}.py"
+    path.write_text(with_vice(code).replace('"vice"', f'"{name}"'))
+    return run_check(name, plugins=[path], limit_s=limit_s)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugin files of these tests are nobody else's."""
+    fresh = registry.Registry("no_such_package", "no.such.group")
+    for function in ("names", "get", "load_all", "add_file", "plugin_files"):
+        monkeypatch.setattr(registry, function, getattr(fresh, function))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "number", "phrase"),
+    [
+        ("exits", "def loss(self, n, x, y, s): os._exit(0)", 2, r"ended the process \(exit code 0\)"),
+        ("crashes", "def build(self, d, r): import ctypes; ctypes.string_at(0)", 1, r"crashed the process \(SIGSEGV\)"),
+    ],
+)
+def test_plugin_that_ends_the_process_costs_only_its_check(
+    name: str, code: str, number: int, phrase: str, tmp_path: Path
+) -> None:
+    outcomes = run(tmp_path, name, code)
+    assert [o.number for o in outcomes] == list(TITLES)
+    broken = outcomes[number - 1]
+    assert broken.ok is False and re.search(phrase, broken.detail) and name in broken.detail
+    assert all(o.ok is None for o in outcomes[number:])
+
+
+def test_plugin_that_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, "hangs", "def build(self, d, r):\n    while True: pass", limit_s=12.0)
+    assert outcomes[0].ok is False and "hangs did not end within 12 s" in outcomes[0].detail
+
+
+def test_plugin_that_exits_on_import_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "leaves.py"
+    path.write_text('import os\nos._exit(3)\n@register\nclass Leaves: name = "leaves"\n')
+    assert main(["leaves", "--plugin", str(path)]) == 1
+    assert capsys.readouterr().err == ('method "leaves" is broken: importing it ended the process (exit code 3)\n')
+
+
+def test_unknown_method_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nobody", "--json"]) == 2
+    assert 'no method "nobody"' in capsys.readouterr().err
+
+
+def test_json_is_one_array_on_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prints.py"
+    path.write_text(VIRTUOUS.replace('"vice"', '"prints"').replace("    # HERE", "    print('noise', flush=True)"))
+    assert main(["prints", "--plugin", str(path), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert [row["number"] for row in json.loads(out)] == list(TITLES)
+    assert "noise" in err
