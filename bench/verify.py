@@ -54,9 +54,13 @@ def verify_record(record: Record) -> list[Finding]:
     """Static checks: schema, hashes, counts against arrays, the order per example, radii, classes, attacks."""
     data = record.data
     found = [
-        said("schema", record_check.validate(data)),
-        said("private", record_check.private(data)),
         said("id", None if identity(data) == data["id"] else "the id is not the hash of the content: it was edited"),
+        said("schema", record_check.validate(data)),
+    ]
+    if not found[1].ok:
+        return found  # what follows takes the fields for granted
+    found += [
+        said("private", record_check.private(data)),
         said("recipe hash", _recipe_hash(data)),
         said("cell id", _cell_id(data)),
         said("examples", _examples(data)),
@@ -66,7 +70,7 @@ def verify_record(record: Record) -> list[Finding]:
     except RecordError as error:
         return [*found, Finding("arrays", 1, 1, str(error))]
     found.append(said("counts and order", record_arrays.check(data["evaluation"], arrays), len(arrays["label"])))
-    if all(f.ok for f in found):  # what follows takes the fields for granted
+    if found[-1].ok:
         found += _attack_counts(data["evaluation"], arrays)
         found += _certificates(data["evaluation"], arrays)
         found += _radii(Eps(data["evaluation"]["eps"]), data["evaluation"], arrays)
