@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import probe
 from .eps import Eps
 from .errors import BenchError, UsageError, one_line, printable
-from .sources import Source, built_ins, entry_points, file_methods
+from .sources import BUILT_IN, Source, built_ins, entry_points, file_methods
 
 if TYPE_CHECKING:
     from .contract import Method, Recipe
@@ -136,7 +137,17 @@ class Registry:
         raise UsageError(f'no method "{printable(name)}";{hint} `bench list methods` shows all {len(known)}')
 
     def load_all(self) -> list[Entry]:
-        """Every method, sorted by name, imported; broken ones and second users of a name carry their reason."""
+        """Every method, sorted by name, imported; broken ones and second users of a name carry their reason.
+
+        Third parties' are imported in another process first: one that hangs or ends a process ends that one.
+        """
+        foreign = [s for s in self._sources() if s.origin != BUILT_IN and not s.error and _key(s) not in self._entries]
+        verdict = self._probe(foreign) if foreign else None
+        if verdict:
+            for source in foreign:
+                reason = self._probe([source]) if len(foreign) > 1 else verdict
+                if reason:
+                    self._entries[_key(source)] = Entry(source.name, None, source.origin, reason, source.where)
         return sorted((self._load(source) for source in self._sources()), key=lambda entry: entry.name)
 
     def add_file(self, path: str | Path) -> list[str]:
@@ -175,10 +186,17 @@ class Registry:
         return self._found
 
     def _load(self, source: Source) -> Entry:
-        key = (source.origin, source.where, source.name)
-        if key not in self._entries:
-            self._entries[key] = _entry(source)
-        return self._entries[key]
+        if _key(source) not in self._entries:
+            self._entries[_key(source)] = _entry(source)
+        return self._entries[_key(source)]
+
+    def _probe(self, suspects: list[Source]) -> str | None:
+        names = [source.name for source in suspects]
+        return probe.importing(names, package=self._package, group=self._group, files=self.plugin_files())
+
+
+def _key(source: Source) -> tuple[str, str, str]:
+    return source.origin, source.where, source.name
 
 
 def _without_clashes(sources: list[Source]) -> Iterator[Source]:

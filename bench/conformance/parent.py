@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +15,10 @@ from pathlib import Path
 
 from .. import registry
 from ..errors import BenchError, UsageError
+from ..probe import end_group, how_it_ended, python_path
 from .outcome import TITLES, Outcome, failed, lines
 
 LIMIT_S = 120.0
-_ROOT = Path(__file__).resolve().parents[2]  # where `bench` and `methods` are imported from, installed or not
 
 
 def run_check(
@@ -112,8 +110,6 @@ def _talk(name: str, files: Sequence[Path], limit_s: float, conversation: _Conve
     """Run the child to its end or to the limit."""
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "bench.conformance.child", name, str(write_end), *map(str, files)]
-    inherited = os.environ.get("PYTHONPATH")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (inherited, str(_ROOT))))}
     deadline = time.monotonic() + limit_s
     # its prints go to our stderr: stdout is for results
     child = subprocess.Popen(
@@ -121,7 +117,7 @@ def _talk(name: str, files: Sequence[Path], limit_s: float, conversation: _Conve
         stdin=subprocess.DEVNULL,
         stdout=2,
         pass_fds=(write_end,),
-        env=environment,
+        env=python_path(),
         start_new_session=True,
     )
     os.close(write_end)
@@ -130,9 +126,7 @@ def _talk(name: str, files: Sequence[Path], limit_s: float, conversation: _Conve
         ending = _ending(child, deadline) if closed else f"did not end within {limit_s:.0f} s"
     finally:
         os.close(read_end)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # it and whatever it has started
-        child.wait()
+        end_group(child)
     conversation.conclude(ending)
 
 
@@ -160,10 +154,7 @@ def _ending(child: subprocess.Popen[bytes], deadline: float) -> str:
         code = child.wait(timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return "closed the pipe and went on"
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"crashed the process ({signal.Signals(-code).name})"
-    return f"ended the process (exit code {code})"
+    return how_it_ended(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
