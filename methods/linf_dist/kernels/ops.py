@@ -1,7 +1,9 @@
 """The distance layer's operations as `torch.library` ops, and the choice of the code that runs them.
 
 Namespace `certbench`: `lp_dist` (forward), `lp_dist_backward`, `linf_interval`. As custom ops they are opaque to
-autograd and to `torch.compile`, which sees shapes only; the arithmetic is `native` (CPU, float32) or `reference`.
+autograd and to `torch.compile`, which sees shapes only. The arithmetic is the compiled library's for float32 on the
+CPU, where `build` has one, and `reference`'s otherwise: other devices, float64, an exponent the library does not take,
+and inputs that are not finite (slow, but then a run has failed anyway).
 """
 
 import math
@@ -9,9 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from methods.linf_dist.kernels import reference
+from methods.linf_dist.kernels import build, reference
 
 MAX_ENTRIES = 2**31 - 3  # int32 indices, less the two reserved codes
+LIST_AUTO = 0  # the library decides per block whether a candidate list pays
+# Coordinate triples below which waking a second thread costs more than it saves (about 10 us against 30 us of work).
+SERIAL_BELOW = 2**19
 
 
 def _check(x: Tensor, w: Tensor, p: float) -> None:
@@ -30,10 +35,36 @@ def _check(x: Tensor, w: Tensor, p: float) -> None:
         raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}: more than {MAX_ENTRIES} entries; split the batch")
 
 
+def _native(x: Tensor, w: Tensor) -> build.Native | None:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or 0 in (x.shape[0], w.shape[0]):
+        return None
+    return build.choose()[0]
+
+
+def _threads(x: Tensor, w: Tensor) -> int:
+    return 1 if x.numel() * w.shape[0] < SERIAL_BELOW else build.threads()
+
+
+def _done(result: int) -> bool:
+    """Whether the library did it; if not, the reference must."""
+    if result == build.RETURN_NO_MEMORY:
+        raise MemoryError("the distance kernels could not allocate their buffers; use a smaller batch")
+    return result == build.RETURN_OK
+
+
 @torch.library.custom_op("certbench::lp_dist", mutates_args=())
 def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
     """(distances [B, O], code): code is int32 [B, O] at p = inf `with_code`, else [0, 0]; see `reference.forward`."""
-    return reference.forward(x.contiguous(), w.contiguous(), p, with_code)
+    x, w = x.contiguous(), w.contiguous()
+    native = _native(x, w)
+    if native is not None:
+        y = x.new_empty(x.shape[0], w.shape[0])
+        coded = with_code and p == math.inf
+        code = x.new_empty(y.shape if coded else (0, 0), dtype=torch.int32)
+        if _done(native.lib.cb_dist(x.data_ptr(), w.data_ptr(), y.data_ptr(), code.data_ptr() if coded else None,
+                                    *x.shape, w.shape[0], p, LIST_AUTO, _threads(x, w))):
+            return y, code
+    return reference.forward(x, w, p, with_code)
 
 
 @lp_dist.register_fake
@@ -49,8 +80,21 @@ def lp_dist_backward(
     grad: Tensor, x: Tensor, w: Tensor, y: Tensor, code: Tensor, p: float, need_x: bool, need_w: bool
 ) -> tuple[Tensor, Tensor]:
     """(dx [B, I], dw [O, I]); the one not needed is [0, 0] (an op cannot return None)."""
-    # an expanded gradient (of `sum`, say) has stride 0
-    dx, dw = reference.backward(grad.contiguous(), x.contiguous(), w.contiguous(), y, code, p)
+    grad, x, w = grad.contiguous(), x.contiguous(), w.contiguous()  # the gradient of `sum` has stride 0
+    native = _native(x, w)
+    if native is not None and (need_x or need_w):
+        dx = torch.empty_like(x) if need_x else x.new_empty(0, 0)
+        dw = torch.empty_like(w) if need_w else w.new_empty(0, 0)
+        out = (dx.data_ptr() if need_x else None, dw.data_ptr() if need_w else None)
+        size = (*x.shape, w.shape[0])
+        if p == math.inf:
+            result = native.lib.cb_inf_backward(grad.data_ptr(), code.data_ptr(), *out, *size, _threads(x, w))
+        else:
+            result = native.lib.cb_dist_backward(grad.data_ptr(), x.data_ptr(), w.data_ptr(), y.data_ptr(), *out, *size,
+                                                 p, LIST_AUTO, _threads(x, w))
+        if _done(result):
+            return dx, dw
+    dx, dw = reference.backward(grad, x, w, y, code, p)
     return dx if need_x else x.new_empty(0, 0), dw if need_w else w.new_empty(0, 0)
 
 
@@ -86,7 +130,14 @@ def linf_interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tens
     if (lower > upper).any():
         at = (lower > upper).nonzero()[0].tolist()
         raise ValueError(f"lower > upper at [b, i] = {at}: an inverted box has no bounds")
-    return reference.interval(lower.contiguous(), upper.contiguous(), w.contiguous())
+    lower, upper, w = lower.contiguous(), upper.contiguous(), w.contiguous()
+    native = _native(lower, w)
+    if native is not None:
+        lo, hi = (lower.new_empty(lower.shape[0], w.shape[0]) for _ in range(2))
+        if _done(native.lib.cb_interval(lower.data_ptr(), upper.data_ptr(), w.data_ptr(), lo.data_ptr(), hi.data_ptr(),
+                                        *lower.shape, w.shape[0], LIST_AUTO, _threads(lower, w))):
+            return lo, hi
+    return reference.interval(lower, upper, w)
 
 
 @linf_interval.register_fake
@@ -146,6 +197,19 @@ def interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_info() -> dict[str, object]:
-    """Which code computes float32 distances on the CPU, for the record of a run."""
-    return {"backend": "reference", "reason": "native kernels are not built", "source_sha256": "", "flags": "",
-            "compiler": "", "isa": "", "threads": torch.get_num_threads()}
+    """Which code computes float32 distances on the CPU, for the record of a run; builds it if that is still to do.
+
+    Keys: backend ("native" or "reference"), reason (why it is the reference, else ""), source_sha256, flags, compiler,
+    isa ("avx512", "avx2", "baseline") and threads. Results at finite p are comparable bit for bit only between runs
+    that agree in all but threads.
+    """
+    native, reason = build.choose()
+    return {
+        "backend": "native" if native else "reference",
+        "reason": reason,
+        "source_sha256": native.source_sha256 if native else "",
+        "flags": native.flags if native else "",
+        "compiler": native.compiler if native else "",
+        "isa": native.isa if native else "",
+        "threads": build.threads(),
+    }
