@@ -1,0 +1,209 @@
+"""Tables behind the headlines: cost, leagues at equal compute, attacks, changed recipes, seeds, every record."""
+
+from __future__ import annotations
+
+from ..record import Record
+from . import fmt, styles
+from .cells import (
+    ACC,
+    ACCURACIES,
+    KIND_OF,
+    METHOD,
+    accuracy,
+    costs,
+    measured_data,
+    method,
+    only,
+    plain,
+    setting_cell,
+    table,
+)
+from .fmt import DASH
+from .model import Block, Cell, Column, Row, Table
+from .rows import Inputs, Pool, Setting
+
+
+def cost(inputs: Inputs) -> Table:
+    """What each row cost, one block per device: times of different machines are never in one block."""
+    columns = (
+        METHOD, Column("setting", "Data, eps", numeric=False), Column("params", "Params"), Column("flops", "FLOPs"),
+        Column("s_per_epoch", "Per epoch", "down"), Column("train_s", "Train time", "down"),
+        Column("certify_ms", "Per certificate", "down"), Column("peak", "Peak memory", "down"),
+        Column("kernel", "Kernel", numeric=False),
+    )  # fmt: skip
+    pools = [p for b in inputs.blocks for p in b.pools]
+    devices: dict[tuple[str, int], list[Pool]] = {}
+    for pool in pools:
+        devices.setdefault((pool.device, int(pool.first.data["environment"]["threads"])), []).append(pool)
+    blocks = []
+    for device, threads in sorted(devices):
+        rows = []
+        for pool in devices[device, threads]:
+            setting = Setting.of(pool.first.dataset, pool.first.norm, pool.first.eps.fraction)
+            rows.append(
+                Row({"method": method(pool), "setting": setting_cell(setting), **costs(pool)}, measured_data(pool))
+            )
+        blocks.append(Block(f"{device}, {threads} thread{'' if threads == 1 else 's'}", rows))
+    notes = [
+        "FLOPs: one forward pass of one image; a multiply-accumulate or one |x - w| counts 1, as the papers count.",
+        "Per epoch: median over the epochs. Per certificate: median of timed batches, per example.",
+    ]
+    return table("cost", "Cost", columns, blocks, pools, [], notes)
+
+
+BUDGETS = ((60, "1 min"), (300, "5 min"), (1200, "20 min"), (3600, "1 h"), (4 * 3600, "4 h"), (24 * 3600, "24 h"))
+
+
+def league(inputs: Inputs, kind: str) -> Table:
+    """Best certified accuracy that training within a budget of minutes reached, per setting and device; kind is cpu or
+    gpu. Runs of any preset and recipe may compete here: the budget is what they share."""
+    columns = (METHOD, *(Column(f"b{limit}", f"\u2264 {name}", "up") for limit, name in BUDGETS))
+    groups: dict[tuple[Setting, str], list[Pool]] = {}
+    for pool in (p for b in inputs.blocks for p in b.pools):
+        r = pool.first
+        if (r.data["environment"]["device_type"] == "cpu") == (kind == "cpu") and not pool.broken and pool.cls:
+            threads = f", {r.data['environment']['threads']} threads" if kind == "cpu" else ""
+            setting = Setting.of(r.dataset, r.norm, r.eps.fraction)
+            groups.setdefault((setting, pool.device + threads), []).append(pool)
+    blocks, shown = [], []
+    for setting, device in sorted(groups):
+        rows = []
+        for name in sorted({p.method for p in groups[setting, device]}, key=styles.order):
+            mine = [p for p in groups[setting, device] if p.method == name and not p.first.is_subset]
+            cells = {}
+            for limit, _ in BUDGETS:
+                within = [p for p in mine if p.train_s <= limit]
+                if within:
+                    best = max(within, key=lambda p: (p.percent("certified"), p.first.id))
+                    cells[f"b{limit}"] = accuracy(best, "certified")
+            if cells:
+                shown += mine
+                rows.append(Row({"method": Cell(mine[0].first.title, sort=name), **cells}, {"method": name}))
+        if rows:
+            rows.sort(key=lambda row: -max(c.sort for c in row.cells.values() if isinstance(c.sort, float)))
+            blocks.append(Block(f"{setting.title}; {device}", rows))
+    minutes = "CPU" if kind == "cpu" else "GPU"
+    notes = [
+        f"Certified % of the best run whose whole training took at most so long on the {minutes} named in the head."
+    ]
+    return table(f"league_{kind}", f"League at equal compute, {minutes} time", columns, blocks, shown, [], notes)
+
+
+def attacks(inputs: Inputs) -> Table:
+    """Each attack of each row: settings, survivors, time."""
+    columns = (
+        METHOD, Column("setting", "Data, eps", numeric=False), Column("attack", "Attack", numeric=False),
+        Column("loss", "Loss", numeric=False), Column("steps", "Steps"), Column("restarts", "Restarts"),
+        Column("attacked", "Attacked"), Column("broken", "Broken"), Column("seconds", "Time", "down"),
+    )  # fmt: skip
+    pools = [p for b in inputs.blocks for p in b.pools if not p.broken]
+    blocks = []
+    for block in inputs.blocks:
+        rows = []
+        for pool in (p for p in block.pools if not p.broken):
+            for a in pool.first.data["evaluation"]["attacks"]:
+                cells = {
+                    "method": method(pool), "setting": setting_cell(block.setting), "attack": Cell(a["name"]),
+                    "loss": plain(a.get("loss")), "steps": plain(a.get("steps")), "restarts": plain(a.get("restarts")),
+                    "attacked": plain(a["n_attacked"]), "broken": plain(a["n_broken"]),
+                    "seconds": Cell(fmt.seconds(a.get("seconds")), sort=a.get("seconds")),
+                }  # fmt: skip
+                rows.append(Row(cells, measured_data(pool)))
+        if rows:
+            blocks.append(Block(f"{block.setting.title}, preset {block.preset}", rows))
+    notes = ["Attacked: examples that were right and not yet broken when the attack began; lowest seed of each row."]
+    return table("attacks", "Attacks", columns, blocks, pools, [], notes)
+
+
+def ablation(inputs: Inputs) -> Table | None:
+    """Rows whose recipe was changed by --set, beside the unchanged row of the same block."""
+    columns = (
+        METHOD, Column("change", "Change", numeric=False), *ACC, Column("d_clean", "\u0394 clean"),
+        Column("delta", "\u0394 certified"), Column("train_s", "Train time", "down"),
+    )  # fmt: skip
+    blocks, shown = [], []
+    for block in inputs.blocks:
+        changed = sorted({p.method for p in block.pools if p.overrides}, key=styles.order)
+        for name in changed:
+            mine = [p for p in block.pools if p.method == name and not p.broken]
+            base = next((p for p in mine if not p.overrides), None)
+            rows = [_ablation_row(p, base) for p in sorted(mine, key=lambda p: (p.overrides != "", p.overrides))]
+            shown += mine
+            blocks.append(
+                Block(f"{block.setting.title}, preset {block.preset}: {mine[0].first.title}" if mine else name, rows)
+            )
+    return table("ablation", "Changed recipes", columns, blocks, shown) if blocks else None
+
+
+def _ablation_row(pool: Pool, base: Pool | None) -> Row:
+    def against(kind: str) -> Cell:
+        if base is None or base is pool:
+            return Cell()
+        value = pool.percent(kind) - base.percent(kind)
+        return Cell(fmt.points(value, fmt.decimals(pool.n)), sort=float(value), ref=pool.first.id)
+
+    cells = {k: accuracy(pool, k) for k in ACCURACIES} | only(costs(pool), "train_s")
+    cells |= {
+        "method": Cell(pool.first.title, pool.marks(), ref=pool.first.id), "change": Cell(pool.overrides or "none"),
+        "d_clean": against("correct"), "delta": against("certified"),
+    }  # fmt: skip
+    return Row(cells, measured_data(pool))
+
+
+def seed_table(inputs: Inputs) -> Table | None:
+    """Rows with more than one seed: every seed's value, mean, standard deviation."""
+    columns = (
+        METHOD, Column("kind", "Accuracy", numeric=False), Column("k", "Seeds"), Column("mean", "Mean %"),
+        Column("sd", "sd"), Column("low", "Min"), Column("high", "Max"), Column("values", "By seed", numeric=False),
+    )  # fmt: skip
+    blocks, shown = [], []
+    for block in inputs.blocks:
+        rows = []
+        for pool in (p for p in block.pools if p.k > 1 and not p.broken):
+            shown.append(pool)
+            places = fmt.decimals(pool.n)
+            for key in ACCURACIES:
+                s = pool.over_seeds(KIND_OF[key])
+                each = ", ".join(f"{r.seed}: {fmt.percent(getattr(r, f'n_{KIND_OF[key]}'), r.n)}" for r in pool.records)
+                cells = {
+                    "method": method(pool), "kind": Cell(key), "k": plain(s.k),
+                    "mean": Cell(fmt.fixed(pool.percent(KIND_OF[key]), places), pool.marks(), sort=s.mean),
+                    "sd": Cell(fmt.fixed(s.sd, places) if s.sd is not None else DASH, sort=s.sd),
+                    "low": Cell(fmt.fixed(s.low, places), sort=s.low),
+                    "high": Cell(fmt.fixed(s.high, places), sort=s.high),
+                    "values": Cell(each),
+                }  # fmt: skip
+                rows.append(Row(cells, measured_data(pool)))
+        if rows:
+            blocks.append(Block(f"{block.setting.title}, preset {block.preset}", rows))
+    return table("seeds", "Seeds", columns, blocks, shown) if blocks else None
+
+
+def runs(inputs: Inputs) -> Table:
+    """Every record: where it comes from, and the command that repeats it."""
+    columns = (
+        Column("id", "Record", numeric=False), METHOD, Column("setting", "Data, eps", numeric=False),
+        Column("preset", "Preset", numeric=False), Column("seed", "Seed"), Column("certified", "Certified %"),
+        Column("finished", "Date", numeric=False), Column("device", "Device", numeric=False),
+        Column("command", "Command", numeric=False),
+    )  # fmt: skip
+    rows = []
+    pools = [p for b in inputs.blocks for p in b.pools]
+    for pool in pools:
+        for r in pool.records:
+            setting = Setting.of(r.dataset, r.norm, r.eps.fraction)
+            cells = {
+                "id": Cell(r.short, ref=r.id), "method": Cell(r.title, pool.marks()), "setting": setting_cell(setting),
+                "preset": Cell(r.preset), "seed": plain(r.seed), "finished": Cell(r.data["finished"]),
+                "certified": Cell("!" if pool.broken else fmt.percent(r.n_certified, r.n), sort=r.certified, ref=r.id),
+                "device": Cell(r.device), "command": Cell(command(r)),
+            }  # fmt: skip
+            rows.append(Row(cells, {**measured_data(pool), "ref": r.id}))
+    return table("runs", "Every record", columns, [Block("", rows)], pools)
+
+
+def command(r: Record) -> str:
+    """The command that repeats a record."""
+    cell = r.data["cell"]
+    changes = "".join(f" --set {k}={cell['overrides'][k]}" for k in sorted(cell["overrides"]))
+    return f"bench run -m {r.method} -d {r.dataset} --eps {r.eps} --preset {r.preset} --seed {r.seed}{changes}"

@@ -1,0 +1,243 @@
+"""The tables people come for: one per (data set, eps), the headlines, measured against published, all published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+from . import detail, fmt, paper, stats, styles
+from .cells import (
+    ACC,
+    ACCURACIES,
+    KIND_OF,
+    METHOD,
+    PRESET_NOTE,
+    accuracy,
+    certificate,
+    costs,
+    daggers,
+    delta,
+    measured_data,
+    method,
+    published_accuracy,
+    published_data,
+    seeds,
+    setting_cell,
+    source,
+    table,
+    triple,
+)
+from .fmt import DASH
+from .model import Block, Cell, Column, Row, Table
+from .published import Cell as Published
+from .rows import PRESET_MEANS, PRESETS, Inputs, Pool, Setting, Standing
+from .rows import Block as Rows
+
+HEADLINES = (("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "8/255"), ("tinyimagenet", "1/255"))
+
+
+def describe(block: Rows) -> str:
+    """`Preset quick (minutes on two CPU cores), n = 10000, interval +-0.96 at 40 %`."""
+    best = max(float(p.count("certified")) for p in block.pools)
+    lo, hi = stats.wilson(best, block.n)
+    value = 100 * best / block.n
+    width = fmt.half_width(lo, hi, value, fmt.decimals(block.n))
+    at = f"95 % interval {width}" + (f" at {fmt.fixed(value, 0)} %" if width.startswith("\u00b1") else "")
+    subset = block.pools[0].first.data["data"]["subset"]
+    part = ", subset" + "".join(f" {k} = {subset[k]}" for k in sorted(subset)) if subset else ""
+    if not subset and block.is_subset:
+        part = ", subset of the test images"
+    return f"Preset {block.preset} ({PRESET_MEANS[block.preset]}), n = {block.n}{part}, {at}"
+
+
+def protocol(blocks: Iterable[Rows]) -> list[str]:
+    """What robust and certified mean in these blocks: the attack suites by name, and who was attacked by which."""
+    suites: dict[str, set[str]] = {}
+    for block in blocks:
+        for pool in block.pools:
+            suites.setdefault(pool.suite, set()).add(pool.method)
+    if not suites:
+        return []
+    if len(suites) == 1:
+        text = next(iter(suites))
+    else:
+        text = "; ".join(f"{suite} ({', '.join(sorted(suites[suite]))})" for suite in sorted(suites))
+    return [
+        f"Robust: right and surviving every attack of the suite (steps \u00d7 restarts): {text}. An upper bound.",
+        "Certified: right and proved so for the whole ball; in brackets its class (D: every deployed bit, F32: every "
+        "float32 evaluation, R: real arithmetic only). A lower bound.",
+    ]
+
+
+def main(inputs: Inputs, setting: Setting) -> Table:
+    """Everything about one (data set, eps): measured rows by block, then what is only published."""
+    columns = (
+        METHOD, *ACC, Column("certificate", "Certificate", numeric=False), Column("seeds", "Seeds", numeric=False),
+        Column("train_s", "Train time", "down"),
+        Column("published", "Published clean / robust / certified", numeric=False),
+        Column("delta", "\u0394 certified"),
+        Column("params", "Params", formats=("html",)), Column("flops", "FLOPs", formats=("html",)),
+        Column("s_per_epoch", "Per epoch", "down", formats=("html",)),
+        Column("certify_ms", "Per certificate", "down", formats=("html",)),
+        Column("device", "Device", numeric=False, formats=("html",)),
+    )  # fmt: skip
+    blocks = []
+    for block in inputs.blocks_of(setting):
+        rows = [main_row(block, at) for at in range(len(block.pools))]
+        blocks.append(Block(describe(block), rows))
+    pools = [p for b in inputs.blocks_of(setting) for p in b.pools]
+    ran = {p.method for p in pools}
+    only = [c for m in sorted(inputs.published_of.get(setting, {})) if (c := inputs.headline_of(setting, m))]
+    only = [c for c in only if c.method not in ran]
+    only.sort(key=lambda c: (-(c.certified if c.certified is not None else -1), c.method))
+    if only:
+        blocks.append(Block("Published, not measured here", [published_only(c) for c in only]))
+    cells = [c for m in sorted(inputs.published_of.get(setting, {})) for c in inputs.published_of[setting][m]]
+    notes = protocol(inputs.blocks_of(setting))
+    return table(f"main_{setting.slug}", setting.title, columns, blocks, pools, cells, notes)
+
+
+def main_row(block: Rows, at: int) -> Row:
+    """One measured row of a main table."""
+    pool = block.pools[at]
+    cells = {k: accuracy(pool, k, block.standings.get((at, KIND_OF[k]), Standing())) for k in ACCURACIES}
+    cells |= {
+        "method": method(pool), "certificate": certificate(pool), "seeds": seeds(pool),
+        "published": triple(pool.published), "delta": delta(pool, "certified"), **costs(pool),
+    }  # fmt: skip
+    return Row(cells, measured_data(pool))
+
+
+def published_only(cell: Published) -> Row:
+    cells = {k: published_accuracy(cell, k) for k in ACCURACIES}
+    name = styles.title(cell.method)
+    cells |= {
+        "method": Cell(name, daggers(cell), sort=name.lower(), ref=cell.key),
+        "certificate": Cell(cell.certifier or DASH),
+        "published": source(cell),
+        "flops": Cell(fmt.si(cell.ops), sort=cell.ops),
+    }
+    return Row(cells, published_data(cell))
+
+
+def lead(inputs: Inputs, setting: Setting) -> Rows | None:
+    """The block that speaks for a setting: most rows, then the preset nearest to the paper, whole before subset."""
+    blocks = inputs.blocks_of(setting)
+    return min(blocks, key=lambda b: (-len(b.pools), b.is_subset, PRESETS.index(b.preset)), default=None)
+
+
+def best_published(inputs: Inputs, setting: Setting) -> Published | None:
+    """The published cell of highest certified accuracy on the whole test split."""
+    cells = [inputs.headline_of(setting, m) for m in sorted(inputs.published_of.get(setting, {}))]
+    known = [c for c in cells if c and c.certified is not None and (c.n_test or 10_000) >= 1000]
+    return max(known, key=lambda c: (c.certified, c.method), default=None)
+
+
+def headline(inputs: Inputs) -> Table:
+    """Per setting the best rows of its leading block and the best published number: what the README shows."""
+    columns = (
+        Column("setting", "Data, eps", numeric=False), METHOD, Column("preset", "Preset", numeric=False), *ACC,
+        Column("certificate", "Certificate", numeric=False), Column("train_s", "Train time", "down"),
+        Column("published", "Published certified"),
+    )  # fmt: skip
+    wanted = {Setting.of(d, "linf", Fraction(e)) for d, e in HEADLINES} | {b.setting for b in inputs.blocks}
+    rows, pools = [], []
+    for setting in sorted(wanted):
+        block = lead(inputs, setting)
+        shown = list(enumerate(block.pools[:4])) if block else []
+        for at, pool in shown:
+            assert block is not None
+            row = main_row(block, at)
+            cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell(pool.first.preset)}
+            cells["published"] = published_accuracy(pool.published, "certified") if pool.published else Cell()
+            rows.append(Row(cells, row.data))
+            pools.append(pool)
+        best = best_published(inputs, setting)
+        if best and best.method not in {p.method for _, p in shown}:
+            row = published_only(best)
+            cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell("published"), "certified": Cell()}
+            cells |= {"published": row["certified"]}
+            rows.append(Row(cells, row.data))
+    return table("headline", "Best certified accuracy, setting by setting", columns, [Block("", rows)], pools)
+
+
+def gap(inputs: Inputs) -> Table:
+    """Measured minus published, wherever both exist on the same test images."""
+    columns = (
+        Column("setting", "Data, eps", numeric=False), METHOD, Column("preset", "Preset", numeric=False),
+        Column("published", "Published clean / robust / certified", numeric=False),
+        Column("measured", "Measured clean / robust / certified", numeric=False), Column("d_clean", "\u0394 clean"),
+        Column("delta", "\u0394 certified"), Column("inside", "Inside our interval", numeric=False),
+        Column("source", "Source", numeric=False),
+    )  # fmt: skip
+    pools = [p for b in inputs.blocks for p in b.pools if has_gap(p)]
+    blocks = []
+    for preset in PRESETS:
+        rows = []
+        for pool in (p for p in pools if p.first.preset == preset):
+            cell = pool.published
+            assert cell is not None and cell.certified is not None
+            lo, hi = pool.interval("certified")
+            measured = " / ".join(accuracy(pool, k).text for k in ACCURACIES)
+            setting = Setting.of(pool.first.dataset, pool.first.norm, pool.first.eps.fraction)
+            cells = {
+                "setting": setting_cell(setting), "method": method(pool), "preset": Cell(preset),
+                "published": triple(cell), "measured": Cell(measured, pool.marks(), ref=pool.first.id),
+                "d_clean": delta(pool, "clean"), "delta": delta(pool, "certified"),
+                "inside": Cell("yes" if lo <= float(cell.certified) <= hi else "no"), "source": source(cell),
+            }  # fmt: skip
+            rows.append(Row(cells, measured_data(pool)))
+        if rows:
+            blocks.append(Block(f"Preset {preset} ({PRESET_MEANS[preset]})", rows))
+    return table("gap", "Measured minus published, in points", columns, blocks, pools, [], [PRESET_NOTE])
+
+
+def has_gap(pool: Pool) -> bool:
+    cell = pool.published
+    return cell is not None and cell.certified is not None and not pool.broken and not pool.first.is_subset
+
+
+def all_published(inputs: Inputs) -> Table:
+    """Every published accuracy of results/published, with its source."""
+    columns = (
+        METHOD, *(Column(k, f"{k.capitalize()} %") for k in ACCURACIES), Column("net", "Network", numeric=False),
+        Column("certifier", "Certifier", numeric=False), Column("attack", "Attack", numeric=False),
+        Column("tag", "Tag", numeric=False), Column("source", "Source", numeric=False),
+    )  # fmt: skip
+    blocks = []
+    for setting in sorted(inputs.published_of):
+        rows = []
+        by_method = inputs.published_of[setting]
+        for cell in (c for name in sorted(by_method, key=styles.order) for c in by_method[name]):
+            rows.append(
+                Row(
+                    {
+                        "method": Cell(styles.title(cell.method), daggers(cell), ref=cell.key),
+                        **{k: published_accuracy(cell, k) for k in ACCURACIES},
+                        "net": Cell(cell.architecture or DASH), "certifier": Cell(cell.certifier or DASH),
+                        "attack": Cell(cell.attack or DASH), "tag": Cell(cell.tag), "source": source(cell),
+                    },
+                    published_data(cell),
+                )
+            )  # fmt: skip
+        blocks.append(Block(setting.title, rows))
+    notes = ["Tag: where the number stands. paper, repo, log: the authors' own; secondary: a later source quotes it."]
+    return table("published", "Published numbers", columns, blocks, [], inputs.published, notes)
+
+
+def build(inputs: Inputs) -> list[Table]:
+    """Every table, in the order of the page."""
+    found: list[Table | None] = [headline(inputs)]
+    found += [main(inputs, setting) for setting in inputs.settings()]
+    found += [paper.paper(inputs, 1), paper.paper(inputs, 2), paper.paper_cost(inputs)]
+    makers: list[Callable[[Inputs], Table | None]] = [
+        gap,
+        detail.cost,
+        detail.attacks,
+        detail.ablation,
+        detail.seed_table,
+        detail.runs,
+        all_published,
+    ]
+    found += [detail.league(inputs, "cpu"), detail.league(inputs, "gpu"), *(make(inputs) for make in makers)]
+    return [table for table in found if table is not None]
