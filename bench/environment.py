@@ -51,6 +51,12 @@ def default_threads(jobs: int = 1) -> int:
     return int(told) if told.isdigit() and int(told) > 0 else max(1, cpu_count() // max(1, jobs))
 
 
+def worker_environment(threads: int) -> dict[str, str]:
+    """A child process's: this very code first on its path, whatever folder the user stands in."""
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+
+
 def resolve_device(name: str) -> str:
     """`auto` becomes `cuda:0` where there is a GPU, else `cpu`; other names are checked.
 

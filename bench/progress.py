@@ -183,7 +183,9 @@ class StoppingProgress(Progress):
 
     def _check(self) -> None:
         if self._should_stop():
-            raise Interrupted("stopped in the evaluation; the trained weights are saved, the same command (without --fresh) continues")
+            raise Interrupted(
+                "stopped in the evaluation; the trained weights are saved, the same command (without --fresh) continues"
+            )
 
 
 def _columns(stream: TextIO) -> int:

@@ -33,11 +33,11 @@ from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
 from .files import check_writable, locked, write_atomic
+from .options import Options
 from .progress import Progress, StoppingProgress, duration
 from .recipe import as_dict
 from .record import Record
 from .state import (
-    SAVE_EVERY_S,
     SCHEMA,
     StateError,
     StateStore,
@@ -54,20 +54,6 @@ WEIGHTS, EVALUATION, ARRAYS = "weights.safetensors", "evaluation.json", "evaluat
 RESTARTED = "restarted"  # marks a run begun with --fresh: an older record of its cell does not count as finished
 STATE_COPIES = 3 * 3  # weights and two moments, in two kept states and the one being written
 REBUILD_ROWS = 64  # images on which the reloaded net must agree with the trained one, bit for bit
-
-
-@dataclass(frozen=True)
-class Options:
-    """How and where a cell runs; none of it changes what the cell is."""
-
-    device: str = "cpu"  # "cpu" or "cuda:N"
-    threads: int = 1
-    results: str = "results/measured"
-    runs_dir: str = ".bench/runs"
-    data_root: str | None = None
-    offline: bool = False
-    fresh: bool = False
-    save_every_s: float = SAVE_EVERY_S
 
 
 @dataclass(frozen=True)

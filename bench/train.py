@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from .seeding import seed_of
 from .state import State, StateStore, load_net, net_tensors
 from .threat import levels_table
 
+T = TypeVar("T")
 READ_EVERY_S = 2.0  # on a GPU the running sums are read, and the bar updated, this often
 NEVER = 2**62  # "no step was non-finite yet"
 RESUMED_ADVICE = "the state is saved, the same command (without --fresh) continues"
@@ -71,26 +72,32 @@ def train(
         NumericalError: a loss or weight became non-finite; the last good state is kept.
         StateError: the state belongs to another cell or cannot be written.
     """
-    loop = _Loop(method, recipe, net, split, spec, seed, eps, store, progress, should_stop)
-    outcome: list[Any] = []
+    loop = Loop(method, recipe, net, split, spec, seed, eps, store, progress, should_stop)
+    summary: dict[str, Any] = in_training_thread(split.images.device, loop.run)
+    return summary
 
-    def work() -> None:
+
+def in_training_thread(device: torch.device, work: Callable[[], T]) -> T:
+    """Call `work` in a thread of its own, which has worker threads of its own, where subnormals are flushed to zero."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
         torch.set_flush_denormal(True)  # before this thread's first parallel operation: its workers inherit it
-        if split.images.is_cuda:
-            torch.cuda.set_device(split.images.device)  # also a property of threads
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # also a property of threads
         try:
-            outcome.append(loop.run())
+            outcome.append(work())
         except BaseException as error:
-            outcome.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=work, name="train")
+    thread = threading.Thread(target=body, name="train")
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.5)  # in slices, so that signal handlers run in this, the main, thread
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    summary: dict[str, Any] = outcome[0]
-    return summary
+    if errors:
+        raise errors[0]
+    return outcome[0]
 
 
 def make_step(recipe: Any, method: Method, *, iteration: int, per_epoch: int, eps: Eps, generator: Any) -> Step:
@@ -150,7 +157,7 @@ class _Sums:
         return {name: value / max(self.rows, 1) for name, value in found.items()}
 
 
-class _Loop:
+class Loop:
     """One training, with what must survive an interruption as attributes."""
 
     def __init__(
@@ -189,8 +196,7 @@ class _Loop:
             torch.cuda.reset_peak_memory_stats(self.device)
         takes_over = type(self.method).fit is not Method.fit
         if not takes_over:
-            self.optimizer = self.method.optimizer(self.net, self.recipe)
-            set_lr(self.optimizer, 1.0)
+            self.prepare()
             self._resume()
         self.progress.phase("train", self.iterations)
         self.clock = self.read_at = time.monotonic()
@@ -200,7 +206,7 @@ class _Loop:
         else:
             while self.iteration < self.iterations:
                 self._between_steps()
-                self._one_step()
+                self.step_on(*self.batch(self.iteration))
                 self._after_step()
         self._check_finite()
         if self.optimizer is not None:
@@ -211,6 +217,11 @@ class _Loop:
         self._tick()
         return self._summary()
 
+    def prepare(self) -> None:
+        """Make the optimiser."""
+        self.optimizer = self.method.optimizer(self.net, self.recipe)
+        set_lr(self.optimizer, 1.0)
+
     def _between_steps(self) -> None:
         if self.should_stop():
             self._check_finite()
@@ -220,9 +231,9 @@ class _Loop:
             self._check_finite()
             self._save()
 
-    def _one_step(self) -> None:
+    def step_on(self, x: Tensor, y: Tensor, step: Step) -> None:
+        """One optimiser step on a batch: schedules, loss, gradients, update, accounting."""
         assert self.optimizer is not None
-        x, y, step = self.batch(self.iteration)
         set_lr(self.optimizer, self.method.lr_factor(step))
         self.shown = dict(self.method.schedule(self.net, step))
         self.net.train()
@@ -415,7 +426,7 @@ class _Loop:
 class _Job:
     """What a method that takes over its training gets (contract.Job)."""
 
-    def __init__(self, loop: _Loop) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.net, self.recipe, self.iterations = loop.net, loop.recipe, loop.iterations
 

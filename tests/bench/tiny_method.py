@@ -28,8 +28,9 @@ class Tiny(Method):
     def recipes(self):
         for dataset in ("digits", "synthetic"):
             yield TinyRecipe(dataset=dataset, eps="0.1", preset="quick", source="ours", epochs=4, lr=5e-3)
-        yield TinyRecipe(dataset="cifar10", eps="8/255", preset="paper", source="ours", epochs=400, flip=True, crop_pad=3)
-        yield TinyRecipe(dataset="cifar10", eps="8/255", preset="quick", source="ours", epochs=1)
+        cifar = {"dataset": "cifar10", "eps": "8/255", "source": "ours", "flip": True, "crop_pad": 3}
+        yield TinyRecipe(preset="paper", epochs=400, **cifar)
+        yield TinyRecipe(preset="quick", epochs=1, **cifar)
 
     def build(self, data, recipe):
         return nn.Sequential(

@@ -1,0 +1,338 @@
+"""`bench run`: from selectors to a plan that is shown, and from the plan to results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import cell as cells
+from .cell import Missing, Planned
+from .environment import cache_home, default_threads, gpu_count, resolve_device
+from .errors import UsageError
+from .estimate import Estimate, estimate
+from .files import check_writable
+from .launch import EXIT_USAGE, Outcome, Slot, Task, exit_code, launch, slots_for
+from .options import Options
+from .progress import Progress, duration
+from .record import Record
+from .text import columns
+
+DEFAULT_RESULTS = "results/measured"
+SUMMARY = ("method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified", "class", "time", "status")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a `bench run` command line asks for."""
+
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
+    eps: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    changes: Mapping[str, str] = field(default_factory=dict)
+    split: str = "test"
+    device: str = "auto"
+    data_root: str | None = None
+    results: str | None = None
+    runs_dir: str | None = None
+    dry_run: bool = False
+    time_limit_s: float | None = None
+    fresh: bool = False
+    offline: bool = False
+    jobs: int | None = None
+    threads: int | None = None
+    save_every_s: float = Options.save_every_s
+    quiet: bool = False
+    as_json: bool = False
+
+    @property
+    def results_dir(self) -> Path:
+        """Tuning runs do not lie among the results unless told so."""
+        if self.results is not None:
+            return Path(self.results)
+        return Path(DEFAULT_RESULTS, "tuning") if self.split == "val" else Path(DEFAULT_RESULTS)
+
+
+@dataclass
+class Plan:
+    """Cells with what is known about each before it runs."""
+
+    request: Request
+    planned: list[Planned]
+    missing: list[Missing]
+    device: str
+    slots: list[Slot]
+    runs_dir: Path
+    done: dict[str, Record] = field(default_factory=dict)  # cell id -> finished record
+    begun: dict[str, float] = field(default_factory=dict)  # cell id -> share of the training on disk
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def open(self) -> list[Planned]:
+        """Those that have to run."""
+        return [p for p in self.planned if p.cell.id not in self.done]
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        width = max(map(len, [*(p.cell.label for p in self.planned), *(m.label for m in self.missing)]))
+        out = [f"{p.cell.label.ljust(width)}  {self._fate(p)}" for p in self.planned]
+        out += [f"{m.label.ljust(width)}  skipped: {m.reason}" for m in self.missing]
+        hows = dict.fromkeys(e.how for e in self.estimates.values() if e.train_s is not None)
+        if self.open:
+            each = f"{len(self.slots)} workers" if len(self.slots) > 1 else "one worker"
+            threads = f"{self.slots[0].threads} thread{'s' if self.slots[0].threads > 1 else ''}"
+            where = ", ".join(dict.fromkeys(s.device for s in self.slots))
+            out.append(f"{each} with {threads} on {where}" + (f"; times from {next(iter(hows))}" if hows else ""))
+        return out
+
+    def _fate(self, planned: Planned) -> str:
+        cell = planned.cell
+        if cell.id in self.done:
+            return f"finished before: {accuracies(self.done[cell.id])}"
+        share = self.begun.get(cell.id)
+        guess = self.estimates.get(cell.id)
+        at = f"continues at {100 * share:.0f} %, " if share is not None else ""
+        if guess is None:
+            return f"{at}time not estimated".strip()
+        if guess.train_s is None or guess.eval_s is None:
+            return f"{at}{guess.how}"
+        left = guess.train_s * (1 - (share or 0.0))
+        total, parts = duration(left + guess.eval_s), f"training {duration(left)}, evaluation {duration(guess.eval_s)}"
+        return f"{at}about {total} ({parts})"
+
+
+def make_plan(request: Request, plugins: Sequence[str]) -> Plan:
+    """Resolve the selectors and look at what is there already; nothing is trained.
+
+    Raises:
+        UsageError, ValueError: something is asked for that does not exist.
+        FileError: a folder cannot be written.
+    """
+    from .run import finished, progress_of
+
+    device = resolve_device(request.device)
+    planned, missing = cells.plan(
+        request.methods,
+        request.datasets,
+        eps=request.eps,
+        presets=request.presets,
+        seeds=request.seeds,
+        changes=request.changes,
+        split=request.split,
+        device_type=device.partition(":")[0],
+    )
+    runs_dir = Path(request.runs_dir) if request.runs_dir else cache_home() / "runs"
+    gpus = gpu_count() if request.device == "auto" and device != "cpu" and len(planned) > 1 else 0
+    jobs = min(request.jobs, max(1, len(planned))) if request.jobs else None
+    slots = slots_for(device, jobs=jobs, gpus=gpus, threads=request.threads, cores=default_threads)
+    made = Plan(request, planned, missing, device, slots, runs_dir)
+    for one in planned:
+        if request.fresh:
+            continue
+        if record := finished(one.cell, request.results_dir, runs_dir):
+            made.done[one.cell.id] = record
+        elif (share := progress_of(one.cell, runs_dir)) is not None:
+            made.begun[one.cell.id] = share
+    if made.open and not request.dry_run:
+        check_writable(request.results_dir, "--results")
+        check_writable(runs_dir, "--runs-dir")
+    timed = [p.cell for p in made.open if made.begun.get(p.cell.id, 0.0) < 1.0]
+    if timed:
+        made.estimates = estimate(timed, device=device, threads=slots[0].threads, plugins=plugins)
+    return made
+
+
+def paper_on_cpu(plan: Plan) -> list[str]:
+    """Lines of advice if a paper's recipe would start on a CPU without having been asked for by name; else none."""
+    request = plan.request
+    heavy = [p for p in plan.open if p.cell.preset == "paper" and p.cell.id not in plan.begun]
+    if plan.device != "cpu" or request.presets or not heavy:
+        return []
+    from . import registry
+
+    lines = []
+    for one in heavy:
+        cell = one.cell
+        have = [
+            r.preset
+            for r in registry.recipes(registry.get(cell.method))
+            if r.dataset == cell.dataset and str(r.eps) == cell.eps and r.preset != "paper"
+        ]
+        guess = plan.estimates.get(cell.id)
+        time = f"about {duration(guess.total_s)}" if guess and guess.total_s is not None else "very long"
+        cheaper = ", ".join(f"--preset {p}" for p in dict.fromkeys(have)) or "none for this eps"
+        lines.append(f"{cell.label}: {time} on this CPU; cheaper: {cheaper}; as published: --preset paper")
+    return lines
+
+
+def execute(
+    request: Request, *, plugins: Sequence[str], say: Callable[[str], None], ask: Callable[[str], bool] | None
+) -> int:
+    """Plan, show, run, summarise; returns the exit code.
+
+    Args:
+        say: prints one line of commentary (stderr). Results go to stdout here.
+        ask: a yes-no question on a terminal; None where nobody can answer.
+    """
+    plan = make_plan(request, plugins)
+    if not plan.planned:
+        raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in plan.missing) + " (`bench list recipes`)")
+    if request.dry_run:
+        _show_dry(plan)
+        return 0
+    if not request.quiet:
+        for line in plan.lines():
+            say(line)
+    if advice := paper_on_cpu(plan):
+        for line in advice:
+            say(line)
+        if ask is None:
+            raise UsageError("a paper's recipe on a CPU is not started unasked; choose a preset from the line above")
+        if not ask("Run the paper's recipe on this CPU all the same?"):
+            return EXIT_USAGE
+    outcomes, stopped = _launch(plan, plugins, say)
+    _summary(plan, outcomes, say)
+    return exit_code(outcomes, stopped=stopped)
+
+
+def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> tuple[list[Outcome], bool]:
+    request = plan.request
+    options = Options(
+        results=str(request.results_dir),
+        runs_dir=str(plan.runs_dir),
+        data_root=request.data_root,
+        offline=request.offline,
+        fresh=request.fresh,
+        save_every_s=request.save_every_s,
+    )
+    alone = len(plan.open) == 1
+    tasks = [Task(p.cell, options, p.cell.label, tuple(plugins), request.time_limit_s) for p in plan.open]
+
+    def progress(label: str) -> Progress:
+        shared = len(plan.slots) > 1  # several bars on one line would overwrite each other
+        name = "" if alone else label
+        return Progress(quiet=request.quiet, label=name, terminal=False if shared else None)
+
+    def ended(outcome: Outcome) -> None:
+        if outcome.record is None:
+            say(f"{'error' if outcome.code != 4 else 'stopped'}: {outcome.task.label}: {outcome.message}")
+        elif not request.quiet and not alone:
+            say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {duration(outcome.seconds)}")
+
+    return launch(tasks, plan.slots, progress=progress, on_outcome=ended)
+
+
+def accuracies(record: Record) -> str:
+    """`clean 97.22, robust 90.00, certified 88.61 % (class D)`; robust is an upper bound by attacks."""
+    cls = f" (class {record.certificate_class})" if record.certificate_class else ""
+    return f"clean {record.clean:.2f}, robust {record.robust:.2f}, certified {record.certified:.2f} %{cls}"
+
+
+def _row(record: Record, status: str) -> dict[str, Any]:
+    row = record.row()
+    row |= {"class": record.certificate_class, "time": duration(record.train_s), "status": status}
+    return row
+
+
+def _summary(plan: Plan, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
+    """Results on stdout, advice on stderr."""
+    by_id = {o.task.cell.id: o for o in outcomes}
+    rows: list[dict[str, Any]] = []
+    machine: list[dict[str, Any]] = []
+    folders = []
+    for one in plan.planned:
+        cell = one.cell
+        record = plan.done.get(cell.id)
+        outcome = by_id.get(cell.id)
+        status = "finished before" if record else "finished"
+        record = record or (outcome.record if outcome else None)
+        if record is not None:
+            rows.append(_row(record, status))
+            machine.append({**record.row(), "cell": cell.id, "status": status, "folder": str(record.path)})
+            folders.append(str(record.path))
+            continue
+        words = {1: "failed", 3: "diverged", 4: "stopped, resumable"}
+        assert outcome is not None, cell.label
+        about = {k: getattr(cell, k) for k in ("method", "dataset", "eps", "preset", "seed")}
+        rows.append({**about, "status": words.get(outcome.code, "failed")})
+        machine.append({**about, "cell": cell.id, "status": words.get(outcome.code), "reason": outcome.message})
+    for gap in plan.missing:
+        about = {"method": gap.method, "dataset": gap.dataset, "eps": gap.eps, "preset": gap.preset}
+        rows.append({**about, "status": f"skipped: {gap.reason}"})
+        machine.append({**about, "status": "skipped", "reason": gap.reason})
+    if plan.request.as_json:
+        print(json.dumps(machine, indent=1))
+        return
+    print(columns(rows, SUMMARY))
+    sys.stdout.flush()
+    if plan.request.quiet or not folders:
+        return
+    say(f"record: {folders[0]}" if len(folders) == 1 else f"{len(folders)} records below {plan.request.results_dir}")
+    if plan.request.split == "val":
+        say("tuning runs (--split val) enter no table")
+    else:
+        where = plan.request.results_dir
+        say("next: bench report" + ("" if where == Path(DEFAULT_RESULTS) else f" --results {where}"))
+
+
+def _show_dry(plan: Plan) -> None:
+    if not plan.request.as_json:
+        print("\n".join(plan.lines()))
+        return
+    rows = []
+    for one in plan.planned:
+        guess = plan.estimates.get(one.cell.id)
+        rows.append(
+            {
+                **one.cell.as_record(),
+                "finished": one.cell.id in plan.done,
+                "trained_share": plan.begun.get(one.cell.id, 0.0),
+                "train_s": guess.train_s if guess else None,
+                "eval_s": guess.eval_s if guess else None,
+                "how": guess.how if guess else None,
+            }
+        )
+    rows += [{**vars(m), "skipped": m.reason} for m in plan.missing]
+    print(json.dumps(rows, indent=1))
+
+
+def show_config(request: Request) -> None:
+    """The resolved cells and every field of their recipes, as JSON; nothing is run."""
+    from .recipe import as_dict
+
+    device = resolve_device(request.device)
+    planned, missing = cells.plan(
+        request.methods,
+        request.datasets,
+        eps=request.eps,
+        presets=request.presets,
+        seeds=request.seeds,
+        changes=request.changes,
+        split=request.split,
+        device_type=device.partition(":")[0],
+    )
+    if not planned:
+        raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in missing))
+    print(json.dumps([{"cell": p.cell.as_record(), "recipe": as_dict(p.recipe)} for p in planned], indent=1))
+
+
+def as_changes(pairs: Sequence[str]) -> dict[str, str]:
+    """`--set` arguments as a mapping.
+
+    Raises:
+        UsageError: one without `=`, or a field set twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {pair}: write --set FIELD=VALUE, as in --set lr=1e-3")
+        if name.strip() in found:
+            raise UsageError(f"--set {name.strip()}: given twice")
+        found[name.strip()] = value.strip()
+    return found
