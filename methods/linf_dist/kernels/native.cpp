@@ -179,6 +179,7 @@ INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 constexpr int VMAX = 8;         // vectors of a full tile: 128, 64 or 32 rows
 constexpr int OB = 16;          // outputs of one task: a multiple of every L, one transposed store block
+constexpr int PAD = 16;         // arrays over features are padded to this many
 static_assert(OB % L == 0, "transposed stores take whole vectors");
 
 // Rows of a call cut into tiles; the last one may use fewer vectors.
@@ -618,12 +619,12 @@ struct Thread { // one worker's scratch
     int32_t *seg;   // [OB][nseg + 1]
     int32_t *all;   // 0, 1, 2, ...
     int32_t *all_seg;
-    float *c, *c2;  // [ipad]
+    float *c, *c2;  // [ipad], I rounded up to PAD
     vf *state;      // [OB][3 * VMAX]
     float *out;     // [3][OB][VMAX * L]
     Buffer memory;
     bool make(int64_t n_in) {
-        const int64_t ipad = round_up(n_in, L), nseg = ceil_div(n_in, SEGMENT) + 1;
+        const int64_t ipad = round_up(n_in, PAD), nseg = ceil_div(n_in, SEGMENT) + 1;
         const int64_t ints = round_up(OB * (ipad + L), 16) + round_up(OB * nseg, 16) + round_up(ipad + L, 16)
             + round_up(nseg, 16);
         const int64_t floats = 2 * round_up(ipad, 16) + 3 * OB * VMAX * L;
@@ -725,7 +726,7 @@ struct Forward {
     Power pw;
     Kind kind;
     ListMode mode;
-    float *xt, *xt2, *range; // tiles' transposes; range [tiles][4][ipad]
+    float *xt, *xt2, *range; // tiles' transposes; range [tiles][4][ipad], I rounded up to PAD
     int64_t ipad;
     bool use_lists;
     std::atomic<bool> non_finite{false};
@@ -1045,7 +1046,7 @@ template <int V> struct Block {
 
 int forward(Forward &job, int threads) {
     const Tiling tiles(job.n_rows);
-    job.ipad = round_up(job.n_in, 16);
+    job.ipad = round_up(job.n_in, PAD);
     job.use_lists = job.mode != NEVER && job.n_in >= 4 * L && (job.kind != FINITE || job.pw.p >= LIST_MIN_P);
     if (job.mode == ALWAYS) job.use_lists = true;
     Buffer m1, m2, m3;

@@ -63,3 +63,14 @@ def pack(a: Tensor, rows: int, features: int = FEATURE_BLOCK) -> Tensor:
     n, n_in = a.shape
     full = torch.nn.functional.pad(a, (0, padded(n_in, features) - n_in, 0, padded(n, rows) - n))
     return full.view(-1, rows, full.shape[1]).transpose(1, 2).contiguous()
+
+
+def pack_tiles(a: Tensor, tile: Tile) -> Tensor:
+    """[R, I] -> [row tiles, column tiles, rows, outs, thread_rows, thread_outs]: one register after the other.
+
+    For the operand that a thread keeps: read with scalar loads, it leaves the layout of the tile alone.
+    """
+    n, n_in = a.shape
+    full = torch.nn.functional.pad(a, (0, padded(n_in, tile.n_outs) - n_in, 0, padded(n, tile.n_rows) - n))
+    split = full.view(-1, tile.thread_rows, tile.rows, full.shape[1] // tile.n_outs, tile.thread_outs, tile.outs)
+    return split.permute(0, 3, 2, 5, 1, 4).contiguous()
