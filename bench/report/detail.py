@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..eps import Eps
 from ..record import Record
 from . import fmt, styles
 from .cells import (
@@ -20,7 +26,7 @@ from .cells import (
 )
 from .fmt import DASH
 from .model import Block, Cell, Column, Row, Table
-from .rows import Inputs, Pool, Setting
+from .rows import LEVELS, Inputs, Pool, Setting, lead
 
 
 def cost(inputs: Inputs) -> Table:
@@ -148,6 +154,60 @@ def _ablation_row(pool: Pool, base: Pool | None) -> Row:
         "d_clean": against("correct"), "delta": against("certified"),
     }  # fmt: skip
     return Row(cells, measured_data(pool))
+
+
+_GRIDS = {True: ("0", "1/255", "2/255", "4/255", "8/255", "16/255"), False: ("0", "0.05", "0.1", "0.2", "0.3", "0.4")}
+
+
+def radius(inputs: Inputs, dataset: str) -> Table | None:
+    """Certified accuracy at standard radii, median and mean radius from the stored radii; a block per eps trained for."""
+    levels = dataset in LEVELS
+    columns = (
+        METHOD,
+        *(Column(f"at{i}", f"at {eps}", "up") for i, eps in enumerate(_GRIDS[levels])),
+        Column("median", "Median radius", "up"),
+        Column("mean", "Mean radius", "up", formats=("tex", "html")),
+    )
+    blocks, shown, lines = [], [], []
+    for setting in sorted({b.setting for b in inputs.blocks if b.setting.dataset == dataset}):
+        block = lead(inputs, setting)
+        rows = []
+        for pool in block.pools if block else ():
+            if pool.broken or not pool.cls:
+                continue
+            row, line = _radius_row(pool, levels)
+            shown.append(pool)
+            rows.append(row)
+            lines.append({"eps": setting.eps_text, **line})
+        if rows and block:
+            blocks.append(Block(f"{setting.title}, preset {block.preset}, n = {block.n}", rows))
+    if not blocks:
+        return None
+    made = table(f"radius_{dataset}", f"Certified radii, {styles.dataset_title(dataset)}", columns, blocks, shown)
+    names = ("method", "record", "preset", "eps", "n", "radius", "n_certified", "median_radius", "mean_radius")
+    each = [
+        {**line, "radius": eps, "n_certified": count}
+        for line in lines
+        for eps, count in zip(_GRIDS[levels], line["counts"], strict=True)
+    ]
+    notes = ("Percent of all n images; misclassified images count with radius 0. Lowest seed of each row.",)
+    return replace(made, csv_columns=names, csv_rows=each, notes=notes)
+
+
+def _radius_row(pool: Pool, levels: bool) -> tuple[Row, dict[str, Any]]:
+    r = pool.first.arrays("radius")["radius"]
+    unit = 255 if levels else 1
+    counts = [
+        int((r >= Eps(eps).float32_up).sum()) if Eps(eps).fraction else pool.first.n_correct for eps in _GRIDS[levels]
+    ]
+    median, mean = float(np.median(r)), float(np.mean(r.astype(np.float64)))
+    cells = {"method": method(pool)}
+    for at, count in enumerate(counts):
+        cells[f"at{at}"] = Cell(fmt.percent(count, pool.n), pool.marks(), sort=float(count), ref=pool.first.id)
+    for key, value in (("median", median), ("mean", mean)):
+        cells[key] = Cell(f"{fmt.significant(value * unit, 3)}{'/255' if levels and value else ''}", sort=value)
+    line = {"method": pool.method, "record": pool.first.id, "preset": pool.first.preset, "n": pool.n, "counts": counts}
+    return Row(cells, measured_data(pool)), {**line, "median_radius": median, "mean_radius": mean}
 
 
 def seed_table(inputs: Inputs) -> Table | None:

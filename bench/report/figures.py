@@ -14,11 +14,10 @@ import numpy as np
 
 from ..record import RecordError
 from . import cells, fmt, styles, tables
-from .rows import KINDS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Setting
+from .rows import KINDS, LEVELS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Setting, lead
 
 CURVE_POINTS = 160  # steps of a curve; more cannot be told apart at column width
 BINS = 48
-LEVELS = ("cifar10", "tinyimagenet")  # radii of these are read in 1/255
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def build(inputs: Inputs) -> list[Spec]:
     """Every figure that has something to show, in the order of the page."""
     found: list[Spec | None] = []
     for setting in inputs.settings():
-        block = tables.lead(inputs, setting)
+        block = lead(inputs, setting)
         makers: list[Callable[[Inputs, Setting, Block | None], Spec | None]] = [curve, pareto, cost, fate, radii, train]
         found += [make(inputs, setting, block) for make in makers]
     found += [gap(inputs), seeds(inputs)]

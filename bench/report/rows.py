@@ -27,6 +27,7 @@ PRESET_MEANS = {
     "hour": "one hour on two CPU cores",
     "quick": "minutes on two CPU cores",
 }
+LEVELS = ("cifar10", "tinyimagenet")  # radii of these are read in 1/255
 KINDS = ("correct", "robust", "certified")
 STANDARD_STEPS, STANDARD_RESTARTS = 40, 2  # of the PGD every record is meant to carry
 LOOK_TWICE = 3  # points above the published number that deserve a second look
@@ -325,9 +326,13 @@ class Inputs:
         return found
 
     def settings(self) -> list[Setting]:
-        """Every setting with a record, or published for a data set of the suite under l_inf."""
+        """Every setting with a record, or published by two methods for a data set of the suite."""
         own = {b.setting for b in self.blocks}
-        theirs = {s for s in self.published_of if s.dataset in styles.DATASETS and not s.norm}
+        theirs = {
+            s
+            for s, found in self.published_of.items()
+            if s.dataset in styles.DATASETS and not s.norm and len(found) > 1
+        }
         return sorted(own | theirs)
 
     def headline_of(self, setting: Setting, method: str) -> Published | None:
@@ -386,3 +391,9 @@ def _with_published(inputs: Inputs, pool: Pool) -> Pool:
                 f"{float(excess):.1f} points more than {cell.source.citekey} published"
             )
     return Pool(pool.members, cell)
+
+
+def lead(inputs: Inputs, setting: Setting) -> Block | None:
+    """The block that speaks for a setting: most rows, then the preset nearest to the paper, whole before subset."""
+    blocks = inputs.blocks_of(setting)
+    return min(blocks, key=lambda b: (-len(b.pools), b.is_subset, PRESETS.index(b.preset)), default=None)

@@ -30,7 +30,7 @@ from .cells import (
 from .fmt import DASH
 from .model import Block, Cell, Column, Row, Table
 from .published import Cell as Published
-from .rows import PRESET_MEANS, PRESETS, Inputs, Pool, Setting, Standing
+from .rows import PRESET_MEANS, PRESETS, Inputs, Pool, Setting, Standing, lead
 from .rows import Block as Rows
 
 HEADLINES = (("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "8/255"), ("tinyimagenet", "1/255"))
@@ -118,12 +118,6 @@ def published_only(cell: Published) -> Row:
         "flops": Cell(fmt.si(cell.ops), sort=cell.ops),
     }
     return Row(cells, published_data(cell))
-
-
-def lead(inputs: Inputs, setting: Setting) -> Rows | None:
-    """The block that speaks for a setting: most rows, then the preset nearest to the paper, whole before subset."""
-    blocks = inputs.blocks_of(setting)
-    return min(blocks, key=lambda b: (-len(b.pools), b.is_subset, PRESETS.index(b.preset)), default=None)
 
 
 def best_published(inputs: Inputs, setting: Setting) -> Published | None:
@@ -238,6 +232,9 @@ def build(inputs: Inputs) -> list[Table]:
         detail.seed_table,
         detail.runs,
         all_published,
+    ]
+    found += [
+        detail.radius(inputs, d) for d in sorted({b.setting.dataset for b in inputs.blocks}, key=styles.dataset_order)
     ]
     found += [detail.league(inputs, "cpu"), detail.league(inputs, "gpu"), *(make(inputs) for make in makers)]
     return [table for table in found if table is not None]
