@@ -160,7 +160,7 @@ _GRIDS = {True: ("0", "1/255", "2/255", "4/255", "8/255", "16/255"), False: ("0"
 
 
 def radius(inputs: Inputs, dataset: str) -> Table | None:
-    """Certified accuracy at standard radii, median and mean radius from the stored radii; a block per eps trained for."""
+    """Certified accuracy at standard radii, median and mean radius, from the stored radii; a block per eps."""
     levels = dataset in LEVELS
     columns = (
         METHOD,
