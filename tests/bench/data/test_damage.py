@@ -302,7 +302,7 @@ def test_an_absurd_npy_header_is_refused_before_memory_is_asked_for(small_mnist,
         for info in old.infolist():
             body = npy(header, bytes(40)) if info.filename == "y_train.npy" else old.read(info)
             new.writestr(info.filename, body)
-    assert "memory" not in fails("mnist", tmp_path, "mnist.npz").lower()
+    assert "allocate" not in fails("mnist", tmp_path, "mnist.npz: its y_train", "expected" if header[0] != "{" else "")
 
 
 def test_an_idx_header_that_claims_terabytes_is_refused(small_mnist, tmp_path, little_memory):
