@@ -21,6 +21,7 @@ from .linf_dist.training import mix_at
 @register
 class LinfDistV2(DistMethod):
     name, title, paper = "linf_dist_v2", "l_inf-dist net, boosted", "zhang2022boosting"
+    learns_scale = True
 
     def recipes(self) -> Iterable[Recipe]:
         return v2_recipes()

@@ -26,7 +26,7 @@ def gradients(subject: Subject) -> str:
     per_epoch = max(1, 1000 // recipe.batch_size)
     net = subject.build()
     learnt = {id(p) for group in _optimizer(subject, net).param_groups for p in group["params"]}
-    waiting = {name for name, p in net.named_parameters() if id(p) in learnt}
+    waiting = {name for name, p in net.named_parameters() if p.requires_grad and id(p) in learnt}
     if not waiting:
         raise Breach("optimizer() was given none of the net's parameters")
     last = recipe.epochs * per_epoch - 1

@@ -30,8 +30,12 @@ def as_dist_net(net: nn.Module) -> DistNet:
 class DistMethod(Method):
     """A distance net; subclasses give the recipes and the objective."""
 
+    learns_scale = False  # only the scaled cross-entropy reaches the net's scale; elsewhere it stays 1, frozen
+
     def build(self, data: DataSpec, recipe: DistRecipe) -> nn.Module:
-        return DistNet(data, recipe)
+        net = DistNet(data, recipe)
+        net.scale.requires_grad_(self.learns_scale)
+        return net
 
     def optimizer(self, net: nn.Module, recipe: DistRecipe) -> torch.optim.Optimizer:
         return build_optimizer(as_dist_net(net), recipe)
