@@ -1,6 +1,7 @@
 """A method for tests, small enough that a training takes a second: a row-l1-bounded net, and knobs to misbehave."""
 
 import os
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -48,8 +49,10 @@ class Tiny(Method):
             time.sleep(recipe.sleep_s)
         if step.iteration == recipe.crash_at:
             os.abort()
-        while step.iteration == recipe.hang_at:
-            time.sleep(1)
+        if step.iteration == recipe.hang_at:  # and leaves a process of its own behind
+            print("sleeper", subprocess.Popen(["sleep", "1000"]).pid, flush=True)
+            while True:
+                time.sleep(1)
         noise = torch.rand(x.shape, generator=step.generator, device=x.device) - 0.5
         logits = net((x + 2 * step.eps_now * noise).clamp(0, 1))
         loss = nn.functional.cross_entropy(logits, y)

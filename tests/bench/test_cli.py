@@ -1,0 +1,264 @@
+"""The command line: what each command prints and where, exit codes, one line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import bench
+from bench import doctor, planning, registry
+from bench import estimate as estimating
+from bench.cli import main
+from bench.environment import worker_environment
+from bench.estimate import Estimate
+
+PLUGIN = Path(__file__).with_name("tiny_method.py")
+COMMANDS = ["run", "list", "report", "compare", "verify", "attack", "check", "new-method", "doctor", "kernels", "time"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_surroundings(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(planning, "estimate", lambda cells, **k: {c.id: Estimate(1.0, 0.5, "a guess") for c in cells})
+    yield
+    torch.set_num_threads(before)
+
+
+def call(*arguments, **more):
+    """The command in this process, with the tests' method known."""
+    return CliRunner().invoke(main, ["--plugin", str(PLUGIN), *map(str, arguments)], **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with one finished run."""
+    place = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "estimate", lambda cells, **k: {})
+        done = call(*ONE_RUN, "--results", place / "results", "--runs-dir", place / "runs")
+    assert done.exit_code == 0, done.output
+    return place
+
+
+ONE_RUN = ("run", "-m", "tiny", "-d", "synthetic", "--set", "epochs=1", "--device", "cpu", "--threads", "1")
+
+
+def at(folder):
+    return "--results", folder / "results", "--runs-dir", folder / "runs"
+
+
+# --- light and complete -----------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    """What keeps `bench --help` under half a second is what it does not import."""
+    code = (
+        "import sys; from bench.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'bench.train')\n"
+        "print('HEAVY', [m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=worker_environment(1))
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_help_names_every_command():
+    out = CliRunner().invoke(main, ["--help"]).output
+    assert [c for c in COMMANDS if f"  {c} " not in out] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    done = CliRunner().invoke(main, [command, "--help"])
+    assert done.exit_code == 0 and "Usage:" in done.output
+
+
+def test_version():
+    assert bench.__version__ in CliRunner().invoke(main, ["--version"]).output
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "-m", "tinny"], 2, 'no method "tinny"; did you mean "tiny"?'),
+        (["run", "-m", "tiny", "-d", "digit"], 2, "digits"),
+        (["run", "-m", "tiny", "-d", "mnist"], 2, "no recipe for this data set (it has: digits, synthetic, cifar10)"),
+        (["run", "-m", "tiny", "--eps", "0.03137"], 2, "did you mean 8/255?"),
+        (["run", "-m", "tiny", "--eps", "-1"], 2, "eps = '-1'"),
+        (["run", "-m", "tiny", "--eps", "2"], 2, "outside [0, 1]"),
+        (["run", "-m", "tiny", "--set", "lr"], 2, "write --set FIELD=VALUE"),
+        (["run", "-m", "tiny", "--set", "lrr=1"], 2, 'did you mean "lr"?'),
+        (["run", "-m", "tiny", "--set", "lr=fast"], 2, "lr must be"),
+        (["run", "-m", "tiny", "--set", "lr=1", "--set", "lr=2"], 2, "given twice"),
+        (["run", "-m", "tiny", "--device", "cuda:99"], 2, "this machine has"),
+        (["run", "-m", "tiny", "--device", "tpu"], 2, "auto, cpu, cuda or cuda:N"),
+        (["run", "-m", "tiny", "--time-limit", "25"], 2, "write 90s, 25m or 1h30m"),
+        (["--plugin", "/nowhere.py", "list", "methods"], 2, "no such file"),
+        (["verify"], 2, "name a run"),
+        (["verify", "abc", "--results", "/nowhere"], 1, 'no record "abc"'),
+        (["check", "tinny"], 2, "tiny"),
+        (["new-method", "Bad-Name"], 2, "snake_case"),
+        (["time", "-m", "tiny", "--preset", "paper"], 2, "no recipe"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(arguments, code, words):
+    done = call(*arguments)
+    assert done.exit_code == code, done.output
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+
+
+def test_a_results_folder_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    done = call(*ONE_RUN, *at(tmp_path))
+    assert done.exit_code == 1 and "--results" in done.stderr
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_every_cell_and_starts_none(tmp_path):
+    done = call(
+        "run", "-m", "tiny", "-d", "digits", "-d", "mnist", "--seed", 0, "--seed", 1, "--dry-run", *at(tmp_path)
+    )
+    assert done.exit_code == 0
+    assert done.stdout.count("about 1.5 s (training 1.0 s, evaluation 0.5 s)") == 2
+    assert "tiny mnist  " in done.stdout and "skipped: no recipe for this data set" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_is_readable_by_programs(tmp_path):
+    (row,) = json.loads(call(*ONE_RUN, "--dry-run", "--json", *at(tmp_path)).stdout)
+    assert (row["method"], row["finished"], row["train_s"]) == ("tiny", False, 1.0)
+
+
+def test_a_bare_paper_recipe_on_a_cpu_is_not_started_unasked(tmp_path):
+    done = call("run", "-m", "tiny", "-d", "cifar10", "--device", "cpu", *at(tmp_path))
+    assert done.exit_code == 2
+    assert "about 1.5 s on this CPU; cheaper: --preset quick; as published: --preset paper" in done.stderr
+
+
+def test_show_config_prints_the_recipe(tmp_path):
+    (one,) = json.loads(call(*ONE_RUN, "--show-config").stdout)
+    assert one["recipe"]["epochs"] == 1 and one["cell"]["overrides"] == {"epochs": 1}
+
+
+def test_tuning_results_lie_apart():
+    assert planning.Request(("m",), split="val").results_dir == Path("results/measured/tuning")
+    assert planning.Request(("m",), split="val", results="here").results_dir == Path("here")
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_cell_is_a_no_op_that_prints_its_record(folder):
+    done = call(*ONE_RUN, *at(folder))
+    assert done.exit_code == 0
+    assert "finished before: clean" in done.stderr and "finished before" in done.stdout
+    assert "next: bench report --results" in done.stderr
+
+
+def test_the_summary_is_readable_by_programs(folder):
+    (row,) = json.loads(call(*ONE_RUN, "-q", "--json", *at(folder)).stdout)
+    assert row["status"] == "finished before" and 0 <= row["certified"] <= row["robust"] <= row["clean"] <= 100
+
+
+def test_the_time_limit_stops_resumably_and_the_same_command_continues(tmp_path):
+    """Exit code 4, a row that says so; then the run goes on from there."""
+    endless = ("run", "-m", "tiny", "-d", "synthetic", "--set", "epochs=5000", "--set", "sleep_s=0.05", "--threads", 1)
+    done = call(*endless, *at(tmp_path), "--time-limit", "12s")
+    assert done.exit_code == 4, done.output
+    assert "stopped, resumable" in done.stdout
+    assert "time limit of 12 s: stopped" in done.stderr
+    again = call(*endless, *at(tmp_path), "--dry-run")
+    assert "continues at" in again.stdout or "before it began" in done.stderr  # a very busy machine
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_list_runs_has_the_public_fields(folder):
+    (row,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    public = {"id", "method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified"}
+    public |= {"certificate_class", "train_s", "device"}
+    assert public - set(row) == set()
+    assert all(not isinstance(value, (dict, list)) for value in row.values())
+
+
+def test_list_recipes_has_the_public_fields():
+    rows = json.loads(call("list", "recipes", "-m", "tiny", "--json").stdout)
+    digits = next(r for r in rows if r["dataset"] == "digits")
+    assert set(digits) >= {"method", "dataset", "eps", "preset", "source", "params", "flops"}
+    assert digits["params"] == 64 * 16 + 16 + 16 + 16 + 16 * 10 + 10
+    assert digits["flops"] == 64 * 16 + 16 * 10
+
+
+def test_list_methods_and_datasets_are_arrays_of_flat_objects():
+    methods = json.loads(call("list", "methods", "--json").stdout)
+    assert "tiny" in {row["name"] for row in methods}
+    datasets = {row["name"]: row for row in json.loads(call("list", "datasets", "--json").stdout)}
+    assert datasets["digits"]["here"] is True and datasets["cifar10"]["n_test"] == 10_000
+
+
+def test_a_broken_plugin_is_one_red_line(tmp_path):
+    broken = tmp_path / "broken_one.py"
+    broken.write_text(
+        "from bench import register\nraise RuntimeError('no luck')\n@register\nclass X: name = 'broken_one'\n"
+    )
+    done = CliRunner().invoke(main, ["--plugin", str(broken), "list", "methods"])
+    assert done.exit_code == 0
+    assert "broken_one (file): RuntimeError: no luck" in done.stderr
+    registry._default._files.pop(broken.resolve(), None)
+    registry._default._found = None
+
+
+def test_verify_reads_the_record_and_replays_the_weights(folder):
+    done = call("verify", "--all", *at(folder), "--device", "cpu", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert "holds" in done.stdout and "weights" in done.stdout
+
+
+def test_verify_without_weights_says_that_it_looks_at_the_record_only(folder, tmp_path):
+    done = call("verify", "--all", "--results", folder / "results", "--runs-dir", tmp_path)
+    assert done.exit_code == 0 and "level 0" in done.stderr
+
+
+def test_attack_reports_the_union(folder):
+    (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    done = call("attack", run["cell"], "--steps", 2, "--restarts", 1, *at(folder), "--json", "--threads", 1)
+    told = json.loads(done.stdout)
+    assert told["robust_both"] <= min(told["robust_before"], told["robust_now"])
+
+
+def test_time_measures_and_says_that_it_extrapolates():
+    done = call("time", "-m", "tiny", "-d", "synthetic", "--budget", "0.3s", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert "s_per_epoch" in done.stdout and "extrapolated" in done.stdout
+
+
+def test_doctor_names_every_topic(monkeypatch):
+    monkeypatch.setattr(doctor, "NEEDED", ("torch", "numpy"))  # importing seaborn takes seconds
+    facts = json.loads(call("doctor", "--json").stdout)
+    assert {"certbench", "torch", "cpu", "data", "runs", "results", "methods"} <= {f["topic"] for f in facts}
+
+
+def test_estimates_come_from_timed_steps():
+    """The one test that starts the timing process."""
+    from bench.cell import plan
+
+    registry.add_file(PLUGIN)
+    cells = [p.cell for p in plan(["tiny"], ["synthetic"], seeds=[0, 1])[0]]
+    found = estimating.estimate(cells, device="cpu", threads=1, plugins=[str(PLUGIN)])
+    assert [found[c.id].train_s > 0 for c in cells] == [True, True]
+    assert "timed steps" in found[cells[0].id].how

@@ -1,0 +1,148 @@
+"""Many cells in processes of their own: hostile ones cost their own row, and nothing stays behind."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.cell import plan
+from bench.launch import Outcome, Slot, Task, exit_code, launch, slots_for
+from bench.options import Options
+from bench.progress import Progress
+
+PLUGIN = Path(__file__).with_name("tiny_method.py")
+LIMIT_S = 25.0  # of the hanging cell; long enough to import torch on a busy machine
+FATES = {
+    "good": {"epochs": "1"},
+    "nan": {"nan_at": "3"},
+    "crash": {"crash_at": "2"},
+    "hang": {"hang_at": "0"},
+}
+
+
+def tasks_in(folder, fates, **more):
+    registry.add_file(PLUGIN)
+    options = Options(results=str(folder / "results"), runs_dir=str(folder / "runs"))
+    made = []
+    for name, changes in fates.items():
+        (planned,), _ = plan(["tiny"], ["synthetic"], changes=changes)
+        limit = LIMIT_S if name == "hang" else None
+        made.append(Task(planned.cell, options, name, (str(PLUGIN),), limit))
+    return made
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Four cells on two slots: (outcome by name, folder, labels in the order in which they ended)."""
+    folder = tmp_path_factory.mktemp("launch")
+    order = []
+    tasks = tasks_in(folder, FATES)
+    outcomes, stopped = launch(
+        tasks,
+        [Slot("cpu", 1), Slot("cpu", 1)],
+        progress=lambda label: Progress(quiet=True),
+        on_outcome=lambda outcome: order.append(outcome.task.label),
+        grace_s=1.0,
+    )
+    assert not stopped
+    assert [o.task for o in outcomes] == tasks
+    return {o.task.label: o for o in outcomes}, folder, order
+
+
+def test_a_good_cell_is_finished_whatever_the_others_do(ended):
+    good = ended[0]["good"]
+    assert good.code == 0 and good.record.n > 0
+
+
+def test_a_diverged_cell_says_so(ended):
+    diverged = ended[0]["nan"]
+    assert diverged.code == 3 and "loss of step 3 is not finite" in diverged.message
+
+
+def test_a_crashed_process_is_a_failed_cell(ended):
+    crashed = ended[0]["crash"]
+    assert crashed.code == 1 and "SIGABRT" in crashed.message
+
+
+def test_a_hanging_cell_is_ended(ended):
+    hung = ended[0]["hang"]
+    assert hung.code == 4 and f"time limit of {LIMIT_S:.0f} s" in hung.message and "was ended" in hung.message
+
+
+def test_what_a_cell_started_is_ended_with_it(ended):
+    task = ended[0]["hang"].task
+    log = (Path(task.options.runs_dir) / task.cell.folder / "stdout").read_text()
+    sleeper = int(log.split("sleeper ")[1].split()[0])
+    for _ in range(50):  # a killed process of somebody else's is a zombie for a moment
+        if not _is_alive(sleeper):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {sleeper} is still there")
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def test_messages_are_one_line(ended):
+    assert all("\n" not in o.message for o in ended[0].values())
+
+
+def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path):
+    tasks = tasks_in(tmp_path, {"slow": {"epochs": "1000", "sleep_s": "0.05"}, "waiting": {"epochs": "1"}})
+
+    class Trigger(Progress):
+        def phase(self, name, total):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    outcomes, stopped = launch(tasks, [Slot("cpu", 1)], progress=lambda label: Trigger(quiet=True))
+    assert stopped
+    assert [o.code for o in outcomes] == [4, 4]
+    assert "stopped after step" in outcomes[0].message
+    assert outcomes[1].message == "not started"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_runs_folder_that_cannot_be_made_is_a_failed_cell(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    outcomes, _ = launch(
+        tasks_in(tmp_path, {"good": {}}), [Slot("cpu", 1)], progress=lambda label: Progress(quiet=True)
+    )
+    assert outcomes[0].code == 1 and "--runs-dir" in outcomes[0].message
+
+
+@pytest.mark.parametrize(
+    ("codes", "stopped", "expected"),
+    [
+        ([0, 0], False, 0),
+        ([], False, 0),
+        ([0, 1], False, 1),
+        ([3, 1, 4], False, 1),
+        ([3, 4], False, 3),
+        ([0, 4], False, 4),
+        ([1, 4], True, 4),
+    ],
+)
+def test_exit_codes(codes, stopped, expected):
+    assert exit_code([Outcome(None, code, "") for code in codes], stopped=stopped) == expected
+
+
+def test_one_worker_per_gpu():
+    slots = slots_for("cuda:0", jobs=None, gpus=4, threads=None, cores=lambda n: 32 // n)
+    assert slots == [Slot(f"cuda:{i}", 8) for i in range(4)]
+
+
+def test_jobs_share_the_cores():
+    assert slots_for("cpu", jobs=2, gpus=0, threads=None, cores=lambda n: 8 // n) == [Slot("cpu", 4)] * 2
+
+
+def test_a_named_gpu_is_the_only_one_used():
+    assert slots_for("cuda:1", jobs=None, gpus=0, threads=3, cores=lambda n: 1) == [Slot("cuda:1", 3)]

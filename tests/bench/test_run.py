@@ -1,0 +1,205 @@
+"""One cell from data to record: what it leaves, what it never does twice, what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import record as records
+from bench import registry
+from bench import run as running
+from bench.cell import plan
+from bench.errors import BenchError, Interrupted
+from bench.files import FileError, locked
+from bench.options import Options
+from bench.run import ARRAYS, EVALUATION, WEIGHTS, finished, of_record, progress_of, run
+from bench.state import StateError, load_tensors, save_tensors, weights_sha256
+
+PLUGIN = Path(__file__).with_name("tiny_method.py")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    registry.add_file(PLUGIN)
+    yield
+    torch.set_num_threads(before)
+
+
+def one(**selectors):
+    return plan(["tiny"], ["synthetic"], **selectors)[0][0]
+
+
+def options(folder, **more):
+    return Options(results=str(folder / "results"), runs_dir=str(folder / "runs"), **more)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run: (planned, options, record)."""
+    registry.add_file(PLUGIN)
+    folder = tmp_path_factory.mktemp("done")
+    planned, where = one(), options(folder)
+    return planned, where, run(planned, where)
+
+
+def test_the_record_is_valid_and_found_again(done):
+    planned, where, record = done
+    assert records.read(record.path).id == record.id
+    assert finished(planned.cell, Path(where.results), Path(where.runs_dir)).id == record.id
+
+
+def test_the_record_says_what_ran(done):
+    planned, _, record = done
+    data = record.data
+    assert data["cell"] == planned.cell.as_record()
+    assert data["recipe"]["hash"] == planned.cell.recipe_hash and not data["recipe"]["modified"]
+    assert data["evaluation"]["n"] == data["data"]["n_test"]
+    assert data["environment"]["threads"] == 1
+    assert len(data["training"]["history"]) == planned.recipe.epochs
+    assert data["code"]["source_sha256"]
+
+
+def test_the_record_names_its_weights(done):
+    _, where, record = done
+    trained = of_record(record, Path(where.runs_dir), torch.device("cpu"))
+    assert weights_sha256(trained.net) == record.data["weights_sha256"]
+
+
+def test_a_finished_cell_is_only_read(done, monkeypatch):
+    planned, where, record = done
+    monkeypatch.setattr(running, "load", lambda *a, **k: pytest.fail("data were loaded"))
+    assert run(planned, where).id == record.id
+
+
+def test_the_same_cell_gives_the_same_record_but_for_times(done, tmp_path):
+    planned, _, record = done
+    again = run(planned, options(tmp_path))
+    assert again.data["weights_sha256"] == record.data["weights_sha256"]
+    assert all(np.array_equal(v, again.arrays()[k]) for k, v in record.arrays().items())
+
+
+def test_weights_are_not_trained_twice(done, tmp_path, monkeypatch):
+    """A kill after training costs the evaluation only."""
+    planned, where, record = done
+    folder = tmp_path / "runs" / planned.cell.folder
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes((Path(where.runs_dir) / planned.cell.folder / WEIGHTS).read_bytes())
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("it trained again"))
+    again = run(planned, options(tmp_path))
+    assert again.data["training"] == record.data["training"]
+    assert again.n_robust == record.n_robust
+
+
+def test_an_evaluation_is_not_done_twice(done, tmp_path, monkeypatch):
+    planned, where, record = done
+    folder = tmp_path / "runs" / planned.cell.folder
+    folder.mkdir(parents=True)
+    for name in (WEIGHTS, EVALUATION, ARRAYS):
+        (folder / name).write_bytes((Path(where.runs_dir) / planned.cell.folder / name).read_bytes())
+    monkeypatch.setattr(running, "evaluate", lambda *a, **k: pytest.fail("it evaluated again"))
+    assert run(planned, options(tmp_path)).data["evaluation"] == record.data["evaluation"]
+
+
+def test_the_evaluation_of_other_weights_is_not_used(done, tmp_path):
+    planned, where, record = done
+    folder = tmp_path / "runs" / planned.cell.folder
+    folder.mkdir(parents=True)
+    for name in (WEIGHTS, EVALUATION, ARRAYS):
+        (folder / name).write_bytes((Path(where.runs_dir) / planned.cell.folder / name).read_bytes())
+    kept = json.loads((folder / EVALUATION).read_text())
+    (folder / EVALUATION).write_text(json.dumps({**kept, "weights_sha256": "0" * 64}))
+    again = run(planned, options(tmp_path))
+    assert again.data["weights_sha256"] == record.data["weights_sha256"]
+
+
+def test_fresh_starts_over(done, tmp_path, monkeypatch):
+    planned = one(changes={"epochs": "1"})
+    run(planned, options(tmp_path))
+    trained = []
+    real = running.train
+    monkeypatch.setattr(running, "train", lambda *a, **k: trained.append(1) or real(*a, **k))
+    run(planned, options(tmp_path, fresh=True))
+    assert trained == [1]
+
+
+def test_an_interrupted_fresh_run_is_continued_although_an_old_record_exists(tmp_path):
+    planned = one(changes={"epochs": "1"})
+    run(planned, options(tmp_path))
+    with pytest.raises(Interrupted):
+        run(planned, options(tmp_path, fresh=True), should_stop=lambda: True)
+    assert finished(planned.cell, tmp_path / "results", tmp_path / "runs") is None
+    run(planned, options(tmp_path))
+    assert finished(planned.cell, tmp_path / "results", tmp_path / "runs") is not None
+
+
+def test_val_trains_without_the_validation_images_and_leaves_the_test_split_closed(tmp_path, monkeypatch):
+    from bench.data import Dataset
+
+    monkeypatch.setattr(Dataset, "test", lambda self: pytest.fail("the test split was opened"))
+    planned = one(changes={"epochs": "1"}, split="val")
+    sizes = []
+    real = running.train
+    monkeypatch.setattr(running, "train", lambda *a, **k: sizes.append(len(a[3])) or real(*a, **k))
+    record = run(planned, options(tmp_path))
+    data = record.data["data"]
+    assert record.split == "val"
+    assert (sizes, record.n) == ([data["n_train"] - data["n_val"]], data["n_val"])
+
+
+def test_overrides_are_marked(tmp_path):
+    record = run(one(changes={"epochs": "1", "lr": "0.01"}), options(tmp_path))
+    assert record.data["cell"]["overrides"] == {"epochs": 1, "lr": 0.01}
+    assert record.is_modified
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    planned = one()
+    with locked(tmp_path / "runs" / planned.cell.folder), pytest.raises(FileError, match="worked on by process"):
+        run(planned, options(tmp_path))
+
+
+def test_weights_of_another_recipe_are_refused(done, tmp_path):
+    planned, where, _ = done
+    state = load_tensors(Path(where.runs_dir) / planned.cell.folder / WEIGHTS)
+    folder = tmp_path / "runs" / planned.cell.folder
+    folder.mkdir(parents=True)
+    other = {**state.meta["identity"], "recipe": "f" * 64}
+    save_tensors(folder / WEIGHTS, state.tensors, {**state.meta, "identity": other})
+    with pytest.raises(StateError, match="its recipe is"):
+        run(planned, options(tmp_path))
+
+
+def test_results_that_cannot_be_written_are_found_before_training(tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("a file, not a folder")
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("it trained"))
+    with pytest.raises(FileError, match="--results"):
+        run(one(), options(tmp_path))
+
+
+def test_a_net_with_hidden_state_is_refused(tmp_path, monkeypatch):
+    """Anything that training leaves outside the tensors would be lost by a restart, silently."""
+    method = registry.get("tiny")
+
+    def finish(net, recipe, batches):
+        net.register_forward_hook(lambda module, inputs, output: output + 1)
+
+    monkeypatch.setattr(method, "finish", finish, raising=False)
+    with pytest.raises(BenchError, match="must be a parameter or a buffer"):
+        run(one(changes={"epochs": "1"}), options(tmp_path))
+
+
+def test_progress_on_disk_is_known_from_headers(tmp_path):
+    planned = one(changes={"epochs": "2", "batch_size": "64"})
+    calls = [0]
+
+    def stop():
+        calls[0] += 1
+        return calls[0] > 4
+
+    with pytest.raises(Interrupted):
+        run(planned, options(tmp_path), should_stop=stop)
+    assert progress_of(planned.cell, tmp_path / "runs") == pytest.approx(4 / 16)
+    assert progress_of(one().cell, tmp_path / "runs") is None
