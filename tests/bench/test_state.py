@@ -91,7 +91,7 @@ def test_meta_is_readable_without_torch(tmp_path):
 
 
 def test_a_failing_disk_at_any_call_keeps_the_older_state(tmp_path, monkeypatch):
-    """Disk full at the k-th call, for every k until none fires: one sentence, the old state whole, nothing else left."""
+    """Disk full at the k-th call, for every k until none fires: one sentence, the old state whole, nothing half."""
     store = StateStore(tmp_path, IDENTITY)
     store.save(1, tensors(1), {})
     calls = {"left": 0}
