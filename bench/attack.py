@@ -34,8 +34,9 @@ class AttackConfig:
 
     steps, restarts: of PGD on the deployed net; 0 steps leave it out. Restart 0 starts at the image, others anywhere
     in the ball. step_rel: first step as a fraction of eps, decaying harmonically. surrogates: how many of
-    `method.attack_models` are used, in the method's order. attack_certified: also attack what is certified, which can
-    only expose a wrong certificate; without it the record says so.
+    `method.attack_models` are used, in the method's order. paper_steps: of the attack the l_inf-dist papers report,
+    run before the others so that its own column can be read off; 0 leaves it out. attack_certified: also attack what
+    is certified, which can only expose a wrong certificate; without it the record says so.
     """
 
     steps: int = 20
@@ -44,10 +45,11 @@ class AttackConfig:
     surrogates: int = 2
     surrogate_steps: int = 20
     surrogate_restarts: int = 1
+    paper_steps: int = 0
     attack_certified: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "surrogates", "surrogate_steps", "surrogate_restarts"):
+        for name in ("steps", "restarts", "surrogates", "surrogate_steps", "surrogate_restarts", "paper_steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= 100_000:
                 raise ValueError(f"attack {name} = {value!r} must be a whole number from 0 to 100000")
@@ -62,14 +64,18 @@ class AttackConfig:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack of a suite. `guide` is the surrogate whose gradients are followed, None for the net itself."""
+    """One attack of a suite. `guide` is the surrogate whose gradients are followed, None for the net itself.
+
+    paper: as in attack.py of zbh2047/L_inf-dist-net, for comparison with published columns (linf_dist.md 6.8): cross-
+    entropy, a clipped Gaussian start, constant steps, and only the last iterate counts.
+    """
 
     name: str
     steps: int
     restarts: int
     step_rel: float = 0.25
-    loss: str = "margin"
     guide: nn.Module | None = field(default=None, repr=False)
+    paper: bool = False
 
     def settings(self, seed: int) -> dict[str, Any]:
         """Its line in the record."""
@@ -82,8 +88,8 @@ class Attack:
             "name": self.name,
             "steps": self.steps,
             "restarts": self.restarts,
-            "step": f"{self.step_rel:g} eps / (1 + t / {DECAY:g})",
-            "loss": self.loss,
+            "step": f"{self.step_rel:g} eps" + ("" if self.paper else f" / (1 + t / {DECAY:g})"),
+            "loss": "cross-entropy, last iterate" if self.paper else "margin",
             "surrogate": surrogate,
             "seed": seed,
         }
@@ -106,6 +112,8 @@ def suite(config: AttackConfig, method: Method, net: nn.Module) -> list[Attack]:
         BenchError: a surrogate has an unusable or repeated name.
     """
     attacks = []
+    if config.paper_steps:
+        attacks.append(Attack("pgd_paper", config.paper_steps, 1, 0.25, paper=True))
     if config.steps and config.restarts:
         attacks.append(Attack("pgd", config.steps, config.restarts, config.step_rel))
     if config.surrogate_steps and config.surrogate_restarts:
@@ -160,7 +168,7 @@ def run(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, ind
                     break
                 here = seed_of(seed, "attack", attack.name, restart)
                 noise = uniform_noise(index, x[0].numel(), here).reshape(x.shape)
-                _restart(attack, net, fight, noise, ball, reach, from_image=restart == 0)
+                _restart(attack, net, fight, noise, ball, reach, from_image=restart == 0 and not attack.paper)
     adversarial = fight.adversarial
     assert bool(((adversarial >= ball.lower) & (adversarial <= ball.upper)).all()), f"{attack.name} left the ball"
     return Outcome(_judge(net, adversarial, y, fight.broken), adversarial, fight.zero_share())
@@ -193,14 +201,14 @@ def _restart(
     rows = (~fight.broken).nonzero()[:, 0]
     lo, hi, y, stray = ball.lower[rows], ball.upper[rows], fight.y[rows], noise[rows]
     pace = attack.step_rel * reach[rows]
-    z = fight.x[rows] if from_image else torch.minimum(torch.maximum(lo + stray * (hi - lo), lo), hi)
+    z = _start(attack, fight.x[rows], lo, hi, stray, reach[rows], from_image)
     drift = torch.where(stray < 0.5, -1.0, 1.0)  # where there is no gradient at all: better any vertex than none
     hit = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
-    point = z
+    point = fight.x[rows]
     for t in range(attack.steps + 1):
         last = t == attack.steps
         logits, slope = _slope(attack, net, z, y, last=last)
-        if t or not from_image:  # the image itself was judged before
+        if last or (not attack.paper and (t or not from_image)):  # the image itself was judged before
             now = ~(margin(logits, y) > 0) & ~hit  # a NaN is no survival
             point = torch.where(_per_example(now, z), z, point)
             hit = hit | now
@@ -211,15 +219,28 @@ def _restart(
         fight.zeros += dead.sum()
         fight.gradients += len(rows)
         direction = torch.where(_per_example(dead, z), drift, slope)
-        z = torch.minimum(torch.maximum(z - pace / (1 + t / DECAY) * direction, lo), hi)
+        step = pace if attack.paper else pace / (1 + t / DECAY)
+        z = torch.minimum(torch.maximum(z - step * direction, lo), hi)
         if t % _LOOK_EVERY == _LOOK_EVERY - 1 and bool(hit.any()):
-            _note(fight, rows, hit, point)
+            fight.adversarial[rows], fight.broken[rows] = point, hit
             left = ~hit
             rows, z, point, lo, hi = rows[left], z[left], point[left], lo[left], hi[left]
             y, drift, hit, pace = y[left], drift[left], hit[left], pace[left]
             if not len(rows):
                 return
-    _note(fight, rows, hit, point)
+    fight.adversarial[rows], fight.broken[rows] = point, hit
+
+
+def _start(attack: Attack, x: Tensor, lo: Tensor, hi: Tensor, noise: Tensor, reach: Tensor, from_image: bool) -> Tensor:
+    """The first iterate: the image, a uniform point of the ball, or the papers' clipped Gaussian."""
+    if from_image:
+        return x
+    if attack.paper:
+        normal = torch.erfinv(2 * noise - 1) * 2**0.5
+        z = x + torch.clamp(normal * reach / 4, -reach / 2, reach / 2)
+    else:
+        z = lo + noise * (hi - lo)
+    return torch.minimum(torch.maximum(z, lo), hi)
 
 
 def _slope(attack: Attack, net: nn.Module, z: Tensor, y: Tensor, *, last: bool) -> tuple[Tensor, Tensor | None]:
@@ -232,24 +253,17 @@ def _slope(attack: Attack, net: nn.Module, z: Tensor, y: Tensor, *, last: bool) 
     with torch.enable_grad():
         leaf = z.detach().requires_grad_(True)
         guided = (attack.guide or net)(leaf)
-        (gradient,) = torch.autograd.grad(_objective(attack.loss, guided, y), leaf)
+        (gradient,) = torch.autograd.grad(_objective(attack, guided, y), leaf)
     if attack.guide is None:
         logits = guided.detach()
-    return logits, torch.nan_to_num(gradient, nan=0.0).sign()
+    return logits, gradient.sign()  # of NaN: 0
 
 
-def _objective(loss: str, logits: Tensor, y: Tensor) -> Tensor:
+def _objective(attack: Attack, logits: Tensor, y: Tensor) -> Tensor:
     """What the attack makes small, summed over the batch."""
-    if loss == "margin":
-        return margin(logits, y).sum()
-    if loss == "ce":
+    if attack.paper:
         return -nn.functional.cross_entropy(logits, y, reduction="sum")
-    raise ValueError(f'attack loss = {loss!r}; "margin" and "ce" are known')
-
-
-def _note(fight: _Fight, rows: Tensor, hit: Tensor, point: Tensor) -> None:
-    fight.adversarial[rows] = torch.where(_per_example(hit, point), point, fight.adversarial[rows])
-    fight.broken[rows] = fight.broken[rows] | hit
+    return margin(logits, y).sum()
 
 
 def _judge(net: nn.Module, points: Tensor, y: Tensor, claimed: Tensor) -> Tensor:

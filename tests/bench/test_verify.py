@@ -18,7 +18,7 @@ from bench.evaluate import evaluate
 from bench.recipe import as_dict, content_hash
 from bench.replay import inside
 from bench.state import weights_sha256
-from bench.verify import verify_record, verify_run
+from bench.verify import verify_full, verify_record, verify_run
 
 HERE = Path(__file__).parent
 S = SimpleNamespace(**runpy.run_path(str(HERE / "stand_ins.py")))
@@ -305,3 +305,38 @@ def test_points_inside_a_radius_are_inside_exactly():
                 assert abs(Fraction(a) - Fraction(b)) <= Fraction(float(radius[i]))
                 assert 0 <= b <= 1
     assert (upper > lower).float().mean() > 0.8  # between some neighbours no float lies
+
+
+# --- level 2 ----------------------------------------------------------------------------------------------------------
+
+
+def full(made, rec=None, method=None, attacks=SHORT):
+    return verify_full(
+        rec or made.record,
+        method or made.method,
+        made.net,
+        made.data,
+        spec=made.spec,
+        recipe=SimpleNamespace(crop=0),
+        attacks=attacks,
+    )
+
+
+def test_an_honest_run_stands_full_recertification(made):
+    assert failed(full(made)) == set()
+
+
+def test_one_bit_anywhere_is_noticed_at_level_2(made, tmp_path):
+    def nudge(arrays):
+        arrays["bound_interval"][-1] = np.nextafter(arrays["bound_interval"][-1], -np.inf)
+
+    assert failed(full(made, made.again(tmp_path, nudge))) == {"recertified interval"}
+
+
+def test_what_falls_only_now_is_counted_and_no_fault(tmp_path, made):
+    weak = make(tmp_path, made.method, made.net, made.data, made.spec, attacks=AttackConfig(steps=0, surrogates=0))
+    findings = full(weak)
+    assert failed(findings) == set()
+    fell = weak.record.n_robust - made.record.n_robust
+    assert fell > 0
+    assert any(f.message.startswith(f"{fell} more examples fall") for f in findings)
