@@ -1,14 +1,18 @@
-"""Rigorous interval arithmetic for affine layers: bounds that hold for every float32 evaluation (class F32).
+"""Rigorous interval arithmetic: bounds that hold for every float32 evaluation of a layer (class F32).
 
 Derivation in trust.md 1.7: any order of IEEE float32 additions and products, fused or not, of n terms errs by at most
 gamma_{n+1}(u) * (sum |w x| + |b|) + (n + 1) * 2^-149. The bounds themselves are computed in float64 and widened by the
-float64 error of that computation, then rounded outward.
+float64 error of that computation, then rounded outward. `methods.interval_net` strings the layers together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 U32 = 2.0**-24  # unit roundoff of float32
 U64 = 2.0**-53
@@ -44,16 +48,35 @@ def affine(lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor) -> tuple[
     Returns:
         [B, O] float64 lower, upper.
     """
+    return linear_image(lower, upper, weight, bias, torch.nn.functional.linear)[:2]
+
+
+def linear_image(
+    lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor, product: Product
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`affine` for any layer that is linear in x with weights [O, ...] of which n = weight[0].numel() meet an output.
+
+    Args:
+        product: (x, weight, bias or None) -> output, e.g. a convolution with its stride and padding.
+
+    Returns:
+        lower, upper: float64 bounds. slack: what a float32 evaluation can be off by the exact layer. mass: |W||x| + |b|
+        at its largest. All in the shape of the output.
+    """
     lower, upper, w, b = lower.double(), upper.double(), weight.double(), bias.double()
-    n = weight.shape[1]
+    n = weight[0].numel()
     centre, reach, size = _centre(lower, upper)
-    mid = centre @ w.T + b
-    spread = reach @ w.abs().T
-    mass = size @ w.abs().T + b.abs()
-    err = rounding_slack(n, mass, spread)
-    return outward(
-        mid - spread - err - 4 * U64 * (mid - spread).abs(), mid + spread + err + 4 * U64 * (mid + spread).abs()
-    )
+    mid = product(centre, w, b)
+    spread = product(reach, w.abs(), None)
+    mass = product(size, w.abs(), b.abs())
+    low, high = widen(mid, spread, rounding_slack(n, mass, spread))
+    return low, high, rounding_slack(n, mass, torch.zeros_like(mass)), mass
+
+
+def widen(mid: Tensor, spread: Tensor, err: Tensor) -> tuple[Tensor, Tensor]:
+    """mid -+ (spread + err), rounded outward, float64."""
+    low, high = mid - spread, mid + spread
+    return outward(low - err - 4 * U64 * low.abs(), high + err + 4 * U64 * high.abs())
 
 
 def rounding_slack(n: int, mass: Tensor, spread: Tensor) -> Tensor:
@@ -63,7 +86,12 @@ def rounding_slack(n: int, mass: Tensor, spread: Tensor) -> Tensor:
 
 
 def margins(lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
-    """Lower bound of min_{j != y} (f_y - f_j) for a last affine layer, over the box and every float32 evaluation.
+    """Lower bound of min_{j != y} (f_y - f_j) for a last affine layer: the smallest of `class_margins`, [B] float64."""
+    return class_margins(lower, upper, weight, bias, y).amin(dim=1)
+
+
+def class_margins(lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
+    """Lower bounds of f_y - f_j for a last affine layer, over the box and every float32 evaluation.
 
     The difference of rows (w_y - w_j) is bounded as one, which is tighter than the difference of bounds; the deployed
     rounding errors of both logits are then taken off.
@@ -72,14 +100,14 @@ def margins(lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor, y: Tenso
         lower, upper: [B, I]. weight: [K, I]. bias: [K]. y: [B] int64.
 
     Returns:
-        [B] float64.
+        [B, K] float64, infinity at j = y.
     """
     lower, upper, w, b = lower.double(), upper.double(), weight.double(), bias.double()
     n, classes = weight.shape[1], weight.shape[0]
     centre, reach, size = _centre(lower, upper)
     mass = size @ w.abs().T + b.abs()  # [B, K]
     deployed = rounding_slack(n, mass, torch.zeros_like(mass))
-    worst = torch.full_like(centre[:, 0], torch.inf)
+    worst = torch.full_like(mass, torch.inf)
     for label in range(classes):
         rows = y == label
         if not bool(rows.any()):
@@ -93,5 +121,6 @@ def margins(lower: Tensor, upper: Tensor, weight: Tensor, bias: Tensor, y: Tenso
         ours = gamma(2 * n + 12, U64) * (total + spread) + 1e-300
         both = deployed[rows][:, [label]] + deployed[rows][:, others]
         gap = mid - spread - (ours + both) * (1 + 8 * U64) - 4 * U64 * (mid - spread).abs()
-        worst[rows] = torch.nextafter(gap, torch.full_like(gap, -torch.inf)).amin(dim=1)
+        picked = rows.nonzero()
+        worst[picked, torch.tensor(others, device=y.device)] = torch.nextafter(gap, torch.full_like(gap, -torch.inf))
     return worst
