@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
-    "digits": {"arch": "mlp", "epochs": 30},
+    "digits": {"arch": "mlp", "epochs": 30, "lr": 3e-3},
     "synthetic": {"arch": "mlp", "hidden": (64,), "epochs": 5},
     "mnist": {"arch": "dm_small", "epochs": 5},
     "fashion_mnist": {"arch": "dm_small", "epochs": 5},

@@ -123,7 +123,7 @@ def test_quick_pgd_training_survives_more_than_standard(trained: Callable[..., t
     scores = {}
     for name in ("standard", "pgd"):
         ramp = {"eps_ramp": (0.0, 4.0)} if name == "pgd" else {}
-        _, _, net, data = trained(name, "digits", "0.1", epochs=12, **ramp)
+        _, _, net, data = trained(name, "digits", "0.1", epochs=20, **ramp)
         x, y = data.val.pixels(slice(None)), data.val.labels
         step = make_step(registry.recipe("pgd", "digits", "0.1", "quick"), registry.get("pgd"), 29)
         scores[name] = float((margin(net(worst_point(net, x, y, step)).detach(), y) > 0).double().mean())
