@@ -47,7 +47,7 @@ constexpr int L = 4;
 const char *const ISA = "baseline";
 #endif
 
-typedef float vf __attribute__((vector_size(4 * L)));
+typedef float vf __attribute__((vector_size(4 * L), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * L)));
 typedef float vfu __attribute__((vector_size(4 * L), aligned(4), may_alias));
 
@@ -261,105 +261,149 @@ void unpack(const float *in, int vectors, int64_t n, float *out, int64_t stride,
 // ------------------------------------------------------------------------------------------------------------------
 // Powers
 
-// u ** p as u ** m * P(u), m = floor(p), P a weighted least-squares polynomial of u ** (p - m); none for whole p.
+// u ** e on [0, 1] as u ** m * P(u), m a whole number below e with a short chain of squarings, P a polynomial; m = e
+// and no polynomial for whole e.
 constexpr int MAX_DEGREE = 8;
-// Relative error allowed to a term of the power sum: y inherits it divided by p, the gradient as it is.
-constexpr double FIT_TOLERANCE = 2e-6;
+constexpr int MAX_SHIFT = 8; // how far below e to look for a cheap m
+// Relative error allowed to a term of the power sum: y inherits it divided by p, the gradient as it is. Rounding adds
+// more than that from p = 20 on.
+constexpr double FIT_TOLERANCE = 4e-6;
+constexpr float SLACK = 0.999999f; // float32 roundings of thresholds
 constexpr double DROP = 1.0 / (1 << 24); // what all dropped terms of a sum may amount to, relative
+
+struct Factor {
+    unsigned m;
+    int degree; // 0: no polynomial
+    float coef[MAX_DEGREE + 1];
+};
 
 struct Power {
     double p;
-    bool even;      // whole and even: (d * d) ** (p / 2), no absolute value
-    int half, whole; // p / 2 if even; floor(p)
-    int degree;     // of P; 0 = whole p
-    float coef[MAX_DEGREE + 1];
+    int64_t n_in;
+    bool even;            // whole and even: (d * d) ** half, no absolute value
+    int half;             // p / 2 if even
+    Factor value, slope;  // u ** p, u ** (p - 1)
     float inv_hi, inv_lo; // 1 / p in two floats
-    double tau_forward, tau_backward;
+    float tau_forward, tau_backward;
 };
 
-// Weighted least squares in the Chebyshev basis on [lo, 1] by normal equations in double (9 unknowns, well
-// conditioned); returns the largest weighted relative error on a fine grid and the monomial coefficients.
-double fit(double f, double p, double n_in, int degree, double lo, float *coef) {
-    constexpr int NODES = 96;
-    const int k = degree + 1;
-    double a[MAX_DEGREE + 1][MAX_DEGREE + 2] = {};
-    const double mid = 0.5 * (1 + lo), half = 0.5 * (1 - lo);
-    auto basis = [&](double z, double *t) {
-        t[0] = 1;
-        t[1] = z;
-        for (int j = 2; j < k; j++) t[j] = 2 * z * t[j - 1] - t[j - 2];
-    };
-    // a relative error counts by the share of such terms in the sum: if all n_in coordinates were equal to u
-    auto weight = [&](double u) { return 1.0 / (1.0 + 1.0 / (n_in * std::pow(u, p))); };
-    for (int q = 0; q < NODES; q++) {
-        const double z = std::cos(M_PI * (q + 0.5) / NODES), u = mid + half * z, want = std::pow(u, f);
-        const double s = weight(u) / want;
-        double t[MAX_DEGREE + 2];
-        basis(z, t);
-        for (int i = 0; i < k; i++) {
-            for (int j = 0; j < k; j++) a[i][j] += s * s * t[i] * t[j];
-            a[i][k] += s * s * t[i] * want;
+INLINE int top_bit(unsigned n) { return 31 - __builtin_clz(n); }
+INLINE int chain(unsigned m) { return top_bit(m) + __builtin_popcount(m) - 1; }
+
+// Least squares for u ** f on [lo, 1] at Chebyshev nodes, by normal equations in the Chebyshev basis (well conditioned).
+struct Fit {
+    static constexpr int NODES = 64;
+    double mid, half, z[NODES], u[NODES], want[NODES], weight[NODES], f;
+
+    // A relative error at u counts by the share that such terms can have in the sum: if all n_in coordinates were u.
+    Fit(double e, double n_in, double lo) : mid(0.5 * (1 + lo)), half(0.5 * (1 - lo)), f(-1) {
+        for (int q = 0; q < NODES; q++) {
+            z[q] = std::cos(M_PI * (q + 0.5) / NODES);
+            u[q] = mid + half * z[q];
+            weight[q] = 1.0 / (1.0 + 1.0 / (n_in * std::pow(u[q], e)));
         }
     }
-    for (int i = 0; i < k; i++) { // Gauss with partial pivoting
-        int best = i;
-        for (int r = i + 1; r < k; r++)
-            if (std::fabs(a[r][i]) > std::fabs(a[best][i])) best = r;
-        for (int j = 0; j <= k; j++) std::swap(a[i][j], a[best][j]);
-        for (int r = 0; r < k; r++)
-            if (r != i) {
-                const double m = a[r][i] / a[i][i];
-                for (int j = i; j <= k; j++) a[r][j] -= m * a[i][j];
+
+    // Largest weighted relative error at the nodes of the best polynomial of this degree, rounded to float32.
+    double solve(double exponent, int degree, float *coef) {
+        if (exponent != f) {
+            f = exponent;
+            for (int q = 0; q < NODES; q++) want[q] = std::pow(u[q], f);
+        }
+        const int k = degree + 1;
+        double a[MAX_DEGREE + 1][MAX_DEGREE + 2] = {};
+        for (int q = 0; q < NODES; q++) {
+            const double s = weight[q] / want[q];
+            double t[MAX_DEGREE + 2] = {s, s * z[q]};
+            for (int j = 2; j < k; j++) t[j] = 2 * z[q] * t[j - 1] - t[j - 2];
+            t[k] = s * want[q];
+            for (int i = 0; i < k; i++)
+                for (int j = i; j <= k; j++) a[i][j] += t[i] * t[j];
+        }
+        for (int i = 0; i < k; i++) // symmetric, positive definite: Gauss without pivoting on the upper half
+            for (int r = i + 1; r < k; r++) {
+                const double m = a[i][r] / a[i][i];
+                for (int j = r; j <= k; j++) a[r][j] -= m * a[i][j];
             }
+        double cheb[MAX_DEGREE + 1];
+        for (int i = k; i-- > 0;) {
+            cheb[i] = a[i][k];
+            for (int j = i + 1; j < k; j++) cheb[i] -= a[i][j] * cheb[j];
+            cheb[i] /= a[i][i];
+        }
+        // T_j((u - mid) / half) in powers of u
+        double before[MAX_DEGREE + 1] = {1}, now[MAX_DEGREE + 1] = {-mid / half, 1 / half};
+        double mono[MAX_DEGREE + 1] = {cheb[0]};
+        for (int j = 1; j < k; j++) {
+            double next[MAX_DEGREE + 1];
+            for (int i = 0; i < k; i++) {
+                mono[i] += cheb[j] * now[i];
+                next[i] = 2 * ((i ? now[i - 1] / half : 0) - now[i] * mid / half) - before[i];
+            }
+            std::memcpy(before, now, sizeof now);
+            std::memcpy(now, next, sizeof now);
+        }
+        for (int i = 0; i < k; i++) coef[i] = static_cast<float>(mono[i]);
+        double worst = 0;
+        for (int q = 0; q < NODES; q++) {
+            double v = coef[degree];
+            for (int i = degree; i-- > 0;) v = v * u[q] + coef[i];
+            worst = std::max(worst, weight[q] * std::fabs(v / want[q] - 1));
+        }
+        return worst;
     }
-    double cheb[MAX_DEGREE + 1], mono[MAX_DEGREE + 1] = {};
-    for (int i = 0; i < k; i++) cheb[i] = a[i][k] / a[i][i];
-    // T_j((u - mid) / half) expanded in powers of u
-    double before[MAX_DEGREE + 1] = {1}, now[MAX_DEGREE + 1] = {-mid / half, 1 / half};
-    mono[0] = cheb[0];
-    for (int j = 1; j < k; j++) {
-        for (int i = 0; i < k; i++) mono[i] += cheb[j] * now[i];
-        double next[MAX_DEGREE + 1];
-        for (int i = 0; i < k; i++)
-            next[i] = 2 * ((i ? now[i - 1] / half : 0) - now[i] * mid / half) - before[i];
-        std::memcpy(before, now, sizeof now);
-        std::memcpy(now, next, sizeof now);
+};
+
+// The cheapest m and P for exponent e > 1; false if no polynomial of at most MAX_DEGREE will do.
+bool factor(double e, double n_in, double lo, Factor &out) {
+    const double whole = std::floor(e);
+    if (whole == e) {
+        out.m = static_cast<unsigned>(whole);
+        out.degree = 0;
+        return true;
     }
-    for (int i = 0; i < k; i++) coef[i] = static_cast<float>(mono[i]);
-    double worst = 0;
-    for (int q = 0; q <= 4 * NODES; q++) {
-        const double u = lo + (1 - lo) * q / (4.0 * NODES);
-        double v = coef[degree];
-        for (int i = degree; i-- > 0;) v = v * u + coef[i];
-        worst = std::max(worst, weight(u) * std::fabs(v / std::pow(u, f) - 1));
+    Fit fit(e, n_in, lo);
+    int best = 1 << 20;
+    const unsigned top = static_cast<unsigned>(whole);
+    for (unsigned m = top; m >= 1 && m + MAX_SHIFT > top; m--) {
+        Factor now;
+        now.m = m;
+        for (int degree = 1; degree <= MAX_DEGREE && chain(m) + degree < best; degree++) {
+            if (fit.solve(e - m, degree, now.coef) > FIT_TOLERANCE) continue;
+            now.degree = degree;
+            best = chain(m) + degree;
+            out = now;
+            break;
+        }
     }
-    return worst;
+    return best < 1 << 20;
 }
 
 bool make_power(double p, int64_t n_in, Power &out) {
+    constexpr int KEPT = 8; // a net's layers, forward and backward, share a step's exponent
+    static thread_local Power cache[KEPT];
+    static thread_local unsigned next;
     if (!(p >= 2) || p > 1e6) return false;
-    out.p = p;
-    const double whole = std::floor(p);
-    const bool is_whole = whole == p;
-    out.even = is_whole && std::fmod(p, 2.0) == 0;
-    out.half = static_cast<int>(p / 2);
-    out.whole = static_cast<int>(whole);
-    out.inv_hi = static_cast<float>(1.0 / p);
-    out.inv_lo = static_cast<float>(1.0 / p - out.inv_hi);
-    const double log_drop = std::log(DROP) - std::log(static_cast<double>(n_in));
-    out.tau_forward = std::exp(log_drop / p);
-    out.tau_backward = std::exp(log_drop / (p - 1));
-    out.degree = 0;
-    if (is_whole) return true;
-    for (int degree = 1; degree <= MAX_DEGREE; degree++)
-        if (fit(p - whole, p, static_cast<double>(n_in), degree, out.tau_backward, out.coef) <= FIT_TOLERANCE) {
-            out.degree = degree;
+    for (const Power &old : cache)
+        if (old.p == p && old.n_in == n_in) {
+            out = old;
             return true;
         }
-    return false; // small real p: no short polynomial; the caller takes its reference
+    out.p = p;
+    out.n_in = n_in;
+    out.even = std::fmod(p, 2.0) == 0;
+    out.half = static_cast<int>(p / 2);
+    out.inv_hi = static_cast<float>(1.0 / p);
+    out.inv_lo = static_cast<float>(1.0 / p - out.inv_hi);
+    const double n = static_cast<double>(n_in), log_drop = std::log(DROP) - std::log(n);
+    const double tau_forward = std::exp(log_drop / p), tau_backward = std::exp(log_drop / (p - 1));
+    out.tau_forward = static_cast<float>(tau_forward) * SLACK;
+    out.tau_backward = static_cast<float>(tau_backward) * SLACK;
+    // small real p: no short polynomial; the caller takes its reference
+    if (!factor(p, n, tau_forward, out.value) || !factor(p - 1, n, tau_backward, out.slope)) return false;
+    cache[next++ % KEPT] = out;
+    return true;
 }
-
-INLINE int top_bit(unsigned n) { return 31 - __builtin_clz(n); }
 
 // r <- s ** n for G vectors at once, n >= 1: squarings from the top bit down. The branches repeat, hence predict well.
 template <int G> INLINE void power(vf (&r)[G], const vf (&s)[G], unsigned n) {
@@ -382,7 +426,7 @@ template <int N> INLINE vf small_power(vf s) { // s ** N for N = 0 ... 6
     else return small_power<N - 1>(s) * s;
 }
 
-template <int G> INLINE void polynomial(vf (&q)[G], const vf (&u)[G], const Power &pw) {
+template <int G> INLINE void polynomial(vf (&q)[G], const vf (&u)[G], const Factor &pw) {
     const vf top = splat(pw.coef[pw.degree]);
 #pragma GCC unroll 8
     for (int g = 0; g < G; g++) q[g] = top;
@@ -566,37 +610,34 @@ void run_even(const float *xt, const float *w, const int32_t *list, int count, f
     for (int v = 0; v < V; v++) state[v] += sum[v];
 }
 
-// sum u ** m * P(u), u = |d| * unit * scale <= 1
+// sum u ** m * P(u), u = |d| * unit * scale <= 1. The sums stay in memory: with 16 lanes the registers are needed for
+// 8 chains at a time (u, power, polynomial), and fewer would wait for each other.
 template <int V>
 void run_real(const float *xt, const float *w, const int32_t *list, int n, float unit, const vf *scale,
-              const Power &pw, vf *state) {
-    constexpr int G = V < 4 ? V : (L == 16 ? 4 : 2);
-    vf sum[V];
+              const Factor &pw, vf *state) {
+    constexpr int G = V < 4 ? V : (L == 16 ? V : 4);
     const vf un = splat(unit);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sum[v] = vf{};
     for (int k = 0; k < n; k++) {
         const int64_t i = list[k];
         const float *x = xt + i * (V * L);
         const vf wi = splat(w[i] * unit);
 #pragma GCC unroll 8
         for (int v0 = 0; v0 < V; v0 += G) {
-            vf u[G], r[G], q[G];
+            vf u[G], r[G];
 #pragma GCC unroll 8
             for (int g = 0; g < G; g++) u[g] = vabs(fms(load(x + (v0 + g) * L), un, wi)) * scale[v0 + g];
-            power<G>(r, u, static_cast<unsigned>(pw.whole));
+            power<G>(r, u, pw.m);
             if (pw.degree) {
+                vf q[G];
                 polynomial<G>(q, u, pw);
 #pragma GCC unroll 8
-                for (int g = 0; g < G; g++) sum[v0 + g] = fma(r[g], q[g], sum[v0 + g]);
+                for (int g = 0; g < G; g++) state[v0 + g] = fma(r[g], q[g], state[v0 + g]);
             } else {
 #pragma GCC unroll 8
-                for (int g = 0; g < G; g++) sum[v0 + g] += r[g];
+                for (int g = 0; g < G; g++) state[v0 + g] += r[g];
             }
         }
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) state[v] += sum[v];
 }
 
 // ------------------------------------------------------------------------------------------------------------------
@@ -606,7 +647,7 @@ constexpr int SEGMENT = 64;        // features whose tile rows (32 KB) stay in t
 constexpr float SPARSE = 0.25f;    // below this kept share segments are too short to pay
 constexpr float USELESS = 0.9f;    // a list that keeps more than this is not worth building
 constexpr int SAMPLES = 2;         // outputs of a block that are asked first
-constexpr float SLACK = 0.999999f; // float32 roundings of thresholds at finite p
+constexpr int MANY_SEEDS = 64;     // features evaluated for a second, sharper threshold
 
 // What the rows of a tile span in each feature: [I padded to L] each. For a box `lo`, `hi` hold lower's minimum and
 // upper's maximum, `lo2`, `hi2` upper's minimum and lower's maximum.
@@ -646,13 +687,14 @@ struct Thread { // one worker's scratch
     }
 };
 
-// c_i = max(hi_i - w_i, w_i - lo_i) for i < n into c; returns the largest; seeds: per lane class of i the argmax.
+// c_i = max(hi_i - w_i, w_i - lo_i) for i < n into c. Per lane class (i mod L) the maximum and where it is: the seeds.
 // `bad` collects w * 0 so that a non-finite weight shows.
-INLINE float bound_pass(const float *w, const float *lo, const float *hi, int64_t n, float *c, int32_t *seeds, vf &bad) {
+INLINE vf bound_pass(const float *w, const float *lo, const float *hi, int64_t n, float *c, int32_t *seeds, vf &bad) {
     vf best = splat(-1.0f); // c >= 0 for real features: a padding lane never wins
     vi at = iota(), now = iota();
     int64_t i = 0;
     for (; i + L <= n; i += L) {
+        __builtin_prefetch(w + n + i); // the next output's row: rows of a page each defeat the hardware's prefetcher
         const vf wi = loadu(w + i), ci = vmax(load(hi + i) - wi, wi - load(lo + i));
         bad += wi * 0.0f;
         store(c + i, ci);
@@ -671,7 +713,7 @@ INLINE float bound_pass(const float *w, const float *lo, const float *hi, int64_
     }
     if (n < L) at = iota() < static_cast<int32_t>(n) ? at : vi{};
     std::memcpy(seeds, &at, sizeof at);
-    return max_lanes(best);
+    return best;
 }
 
 // indices i with c_i >= threshold, ascending; seg[s] = number of them below s * SEGMENT. list has L spare entries.
@@ -700,12 +742,12 @@ INLINE int keep(const float *c, int64_t n, float threshold, int32_t *list, int32
     return count;
 }
 
-// A lower bound, over all rows of the tile, of max_i |d_i|: the L seeds evaluated everywhere.
-template <int V> float seed_bound(const float *xt, const float *w, const int32_t *seeds) {
+// A lower bound, over all rows of the tile, of max_i |d_i|: some features evaluated everywhere.
+template <int V> float seed_bound(const float *xt, const float *w, const int32_t *seeds, int count) {
     vf m[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) m[v] = vf{};
-    run_inf<V>(xt, w, seeds, L, m);
+    run_inf<V>(xt, w, seeds, count, m);
     vf least = m[0];
 #pragma GCC unroll 8
     for (int v = 1; v < V; v++) least = vmin(least, m[v]);
@@ -739,12 +781,15 @@ struct Output { // one output's list and scale on this tile
     const float *w;
 };
 
-// the power of two that brings `bound` into [1, 2)
+// the power of two that brings `bound` into [1, 2); the ends of the range keep it and its inverse normal numbers
 INLINE float unit_for(float bound) {
-    if (!(bound > 0)) return 1.0f;
-    int e;
-    std::frexp(bound, &e);
-    return std::ldexp(1.0f, std::max(-126, std::min(126, 1 - e)));
+    int32_t bits;
+    std::memcpy(&bits, &bound, 4);
+    const int32_t e = std::max(2, std::min(252, (bits >> 23) & 255));
+    bits = (254 - e) << 23;
+    float unit;
+    std::memcpy(&unit, &bits, 4);
+    return unit;
 }
 
 constexpr double SCALED_MAX_P = 66;      // above, sums of un-normalised powers leave float32
@@ -774,6 +819,7 @@ template <int V> struct Block {
     Range range;
     Output out[OB];
     bool segments;
+    vf bad{}; // sum of w * 0: not 0 if a weight is infinite or NaN
 
     Block(Forward &job_, Thread &me_, int64_t tile_, int64_t o0_) : job(job_), me(me_), tile(tile_), o0(o0_) {
         count = static_cast<int>(std::min<int64_t>(OB, job.n_out - o0));
@@ -807,7 +853,7 @@ template <int V> struct Block {
         q.n = static_cast<int>(job.n_in);
         q.threshold = 0;
         float bound = 0;
-        vf bad{}, most{};
+        vf most{};
         int64_t i = 0;
         if (tile == 0 || job.kind == FINITE) {
             for (; i < job.n_in; i += L) {
@@ -817,33 +863,36 @@ template <int V> struct Block {
             }
             bound = max_lanes(most); // with padding lanes: range and w are 0 there
         }
-        check(bad);
         q.unit = unit_for(bound);
     }
 
     void make_list(int j) {
         Output &q = out[j];
         int32_t seeds[L];
-        vf bad{};
-        const float largest = bound_pass(q.w, range.lo, range.hi, job.n_in, me.c, seeds, bad);
+        const vf best = bound_pass(q.w, range.lo, range.hi, job.n_in, me.c, seeds, bad);
         int32_t *list = me.list + j * (job.ipad + L), *seg = me.seg + j * (ceil_div(job.n_in, SEGMENT) + 1);
-        if (job.kind == BOX) {
-            make_box_threshold(q, seeds);
-        } else {
-            q.threshold = seed_bound<V>(xt, q.w, seeds);
-            if (job.kind == FINITE) q.threshold *= static_cast<float>(job.pw.tau_forward) * SLACK;
-        }
-        check(bad);
-        q.n = keep(me.c, job.n_in, q.threshold, list, seg);
         q.list = list;
         q.seg = seg;
-        q.unit = unit_for(largest);
+        q.unit = unit_for(max_lanes(best));
+        if (job.kind == BOX) {
+            make_box_threshold(q, seeds);
+            q.n = keep(me.c, job.n_in, q.threshold, list, seg);
+            return;
+        }
+        const float tau = job.kind == FINITE ? job.pw.tau_forward : 1.0f;
+        q.threshold = tau * seed_bound<V>(xt, q.w, seeds, L);
+        q.n = keep(me.c, job.n_in, q.threshold, list, seg);
+        if (q.n < MANY_SEEDS * 2) return;
+        // Many are left: the threshold is loose. Evaluate the features above the least lane maximum, the largest
+        // L (1 + 1/2 + ... + 1/L) or so.
+        const int n = keep(me.c, job.n_in, min_lanes(best), list, seg);
+        q.threshold = std::max(q.threshold, tau * seed_bound<V>(xt, q.w, list, std::min(n, MANY_SEEDS)));
+        q.n = keep(me.c, job.n_in, q.threshold, list, seg);
     }
 
     // Two maxima, one list: marks in me.c the features that can matter to either.
     void make_box_threshold(Output &q, const int32_t *seeds) {
         int32_t low_seeds[L];
-        vf bad{};
         bound_pass(q.w, range.lo2, range.hi2, job.n_in, me.c2, low_seeds, bad); // max(l - w, w - u) over the tile
         vf s[3 * V];
 #pragma GCC unroll 8
@@ -863,14 +912,14 @@ template <int V> struct Block {
         q.threshold = 1.0f;
     }
 
-    void check(vf bad) {
-        float sum = 0;
-        for (int l = 0; l < L; l++) sum += bad[l];
-        if (sum != 0.0f) job.non_finite.store(true, std::memory_order_relaxed);
-    }
-
     void go() {
         make_lists();
+        float sum = 0;
+        for (int l = 0; l < L; l++) sum += bad[l];
+        if (sum != 0.0f) { // the caller's reference handles inf and NaN
+            job.non_finite.store(true, std::memory_order_relaxed);
+            return;
+        }
         if (job.kind == INF) go_inf();
         else if (job.kind == INF_CODE) go_inf_code();
         else if (job.kind == BOX) go_box();
@@ -1000,7 +1049,7 @@ template <int V> struct Block {
             vf *s = at(j);
             if (pw.even && pw.half >= 2)
                 run_even<V, true>(xt, q[j].w, list, n, q[j].unit, s + V, pw.half, s + 2 * V);
-            else run_real<V>(xt, q[j].w, list, n, q[j].unit, s + V, pw, s + 2 * V);
+            else run_real<V>(xt, q[j].w, list, n, q[j].unit, s + V, pw.value, s + 2 * V);
         });
         for (int j = 0; j < m; j++) {
             vf *s = at(j);
@@ -1013,7 +1062,7 @@ template <int V> struct Block {
     // The list was made from a lower bound of the smallest maximum; now that is known.
     void tighten(int j, float least) {
         Output &q = out[j];
-        const float threshold = least * static_cast<float>(job.pw.tau_forward) * SLACK;
+        const float threshold = least * job.pw.tau_forward;
         if (q.list == me.all || threshold <= q.threshold * 1.01f) return;
         int32_t *list = const_cast<int32_t *>(q.list), *seg = const_cast<int32_t *>(q.seg);
         const int64_t nseg = ceil_div(job.n_in, SEGMENT);
@@ -1172,8 +1221,8 @@ void back_even(const float *xt, float *dxt, const float *w, const int32_t *list,
 
 template <int V, bool DX>
 void back_real(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q,
-               const Power &pw, vf *part) {
-    constexpr int G = V < 4 ? V : (L == 16 ? 4 : 2);
+               const Factor &pw, vf *part) {
+    constexpr int G = V < 4 ? V : (L == 16 ? V : 4);
     const vf un = splat(q.unit);
     const vi sign = splati(INT32_MIN);
     for (int k = 0; k < n; k++) {
@@ -1191,12 +1240,11 @@ void back_real(const float *xt, float *dxt, const float *w, const int32_t *list,
                 u[g] = vabs(t);
                 a[g] = (vf)((vi)load(q.coef + (v0 + g) * L) ^ ((vi)t & sign));
             }
-            power<G>(r, u, static_cast<unsigned>(pw.whole - 1));
+            power<G>(r, u, pw.m);
             if (pw.degree) {
-                vf b[G];
-                polynomial<G>(b, u, pw);
 #pragma GCC unroll 8
-                for (int g = 0; g < G; g++) a[g] *= b[g];
+                for (int g = 0; g < G; g++) a[g] *= r[g];
+                polynomial<G>(r, u, pw);
             }
 #pragma GCC unroll 8
             for (int g = 0; g < G; g++) {
@@ -1242,7 +1290,7 @@ template <int V> void coefficients(Backward &job, const Tiling &tiles, int64_t t
         float *coef = job.coef + at + (o - o0) * VMAX * L, *inv = job.inv + at + (o - o0) * VMAX * L;
         q.coef = coef;
         q.inv = inv;
-        q.threshold = lo * static_cast<float>(job.pw.tau_backward) * SLACK;
+        q.threshold = lo * job.pw.tau_backward;
         // un-normalised powers: all of (y * unit) ** (p - 1) must stay well inside float32
         const double middle = 0.5 * (std::log2(static_cast<double>(lo)) + std::log2(static_cast<double>(hi)));
         const double shift = hi > 0 ? std::max(-126.0, std::min(126.0, std::round(-middle))) : 0;
@@ -1257,7 +1305,7 @@ template <int V> void coefficients(Backward &job, const Tiling &tiles, int64_t t
             vf r[1] = {yv > 0.0f ? 1.0f / (yv * q.unit) : vf{}}, s[1];
             store(inv + v * L, r[0]);
             if (q.scaled) {
-                power<1>(s, r, static_cast<unsigned>(pw.whole - 1));
+                power<1>(s, r, pw.slope.m);
                 c *= s[0];
             }
             store(coef + v * L, c);
@@ -1323,7 +1371,7 @@ INLINE void back_run(const Backward &job, Panel &me, const float *w, const int32
         }
 #undef SMALL
     if (pw.even && pw.half >= 2) return back_even<V, true, DX>(me.xt, me.dxt, w, list, n, q, pw.half, me.part);
-    return back_real<V, DX>(me.xt, me.dxt, w, list, n, q, pw, me.part);
+    return back_real<V, DX>(me.xt, me.dxt, w, list, n, q, pw.slope, me.part);
 }
 
 // dw[list[k]] -= sum of the lanes of part[k]
@@ -1395,8 +1443,8 @@ int backward(Backward &job, int threads) {
     if (!job.coef || !job.inv || !job.rows) return NO_MEMORY;
     // Wide panels for the lists' sake, narrow ones for balance. From the shape alone, never from the threads: whether
     // a list is used is decided per panel and shows in the last bits.
-    static const int64_t PD = std::getenv("CB_PD") ? std::atoi(std::getenv("CB_PD")) : 8;
-    const int64_t width = std::max<int64_t>(SUB, std::min<int64_t>(256, round_up(ceil_div(job.n_in, PD), SUB)));
+    constexpr int64_t PANELS = 9, WIDEST = 256;
+    const int64_t width = std::max<int64_t>(SUB, std::min(WIDEST, round_up(ceil_div(job.n_in, PANELS), SUB)));
     const int64_t panels = ceil_div(job.n_in, width);
     std::atomic<int> status{OK};
     const unsigned mode = get_mode() | FLUSH;

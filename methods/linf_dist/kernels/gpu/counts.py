@@ -47,12 +47,13 @@ class Compiled:
 
 def compile_for(
     kernel: "triton.JITFunction", types: dict[str, str], constants: dict[str, int | bool | float | None], warps: int,
-    unaligned: frozenset[str] = frozenset(),
+    unaligned: frozenset[str] = frozenset(), multiples: frozenset[str] = frozenset(),
 ) -> Compiled:
     """Compile `kernel` for sm_90. `types` gives each argument as Triton names it (`*fp32`, `i32`), pointers aligned
-    to 16 bytes but for the `unaligned`."""
+    to 16 bytes but for the `unaligned`, integers in `multiples` known to be multiples of 16."""
     names = list(kernel.arg_names)
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n, t in types.items() if t.startswith("*") and n not in unaligned}
+    known = {n for n, t in types.items() if t.startswith("*")} - unaligned | (multiples & types.keys())
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in known}
     source = ASTSource(
         kernel,
         {n: types.get(n, "constexpr") for n in names},

@@ -22,11 +22,17 @@ PAIRS = 64  # outputs searched by one program of the second kernel
 
 @triton.jit
 def linf_forward(
-    x_ptr, w_ptr, y_ptr, block_ptr, n_rows, n_outs, n_blocks,
-    WITH_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, w_ptr, y_ptr, block_ptr, run_ptr, n_rows, n_outs, n_blocks,
+    GATED: tl.constexpr, WITH_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, OUTS: tl.constexpr, THREAD_ROWS: tl.constexpr, THREAD_OUTS: tl.constexpr,
 ):
-    """y [n_rows, n_outs] and, WITH_BLOCK, the first block of BLOCK features that attains it; packed x and w."""
+    """y [n_rows, n_outs] and, WITH_BLOCK, the first block of BLOCK features that attains it; packed x and w.
+
+    GATED: only if *run_ptr, so that the device chooses between this kernel and the candidate lists.
+    """
+    if GATED:
+        if tl.load(run_ptr) == 0:
+            return
     TILE_ROWS: tl.constexpr = ROWS * THREAD_ROWS
     TILE_OUTS: tl.constexpr = OUTS * THREAD_OUTS
     row_tile = tl.program_id(0)
@@ -57,8 +63,13 @@ def linf_forward(
 
 
 @triton.jit
-def linf_locate(x_ptr, w_ptr, y_ptr, code_ptr, n_outs, n_in, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+def linf_locate(
+    x_ptr, w_ptr, y_ptr, code_ptr, run_ptr, n_outs, n_in, GATED: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
+):
     """Replace the winning block in `code` by the code of the argmax: index | sign << 31, or one of the sentinels."""
+    if GATED:
+        if tl.load(run_ptr) == 0:
+            return
     b = tl.program_id(0)
     o = tl.program_id(1) * PAIRS + tl.arange(0, PAIRS)  # [PAIRS]
     inside = o < n_outs
@@ -81,21 +92,32 @@ def linf_locate(x_ptr, w_ptr, y_ptr, code_ptr, n_outs, n_in, PAIRS: tl.constexpr
 
 def forward(x: Tensor, w: Tensor, with_code: bool) -> tuple[Tensor, Tensor]:
     """x [B, I], w [O, I] float32 -> (y [B, O], code [B, O] int32, or [0, 0] without), as `reference.forward`."""
-    n_rows, n_outs = x.shape[0], w.shape[0]
-    y = x.new_empty(n_rows, n_outs)
-    code = x.new_empty((n_rows, n_outs) if with_code else (0, 0), dtype=torch.int32)
-    if y.numel() == 0:
-        return y, code
-    x, w = x.contiguous(), w.contiguous()
+    y, code = empty_results(x, w, with_code)
+    if y.numel():
+        run_dense(x.contiguous(), w.contiguous(), y, code, None)
+    return y, code
+
+
+def empty_results(x: Tensor, w: Tensor, with_code: bool) -> tuple[Tensor, Tensor]:
+    """Uninitialised y [B, O] and code ([0, 0] without)."""
+    shape = (x.shape[0], w.shape[0])
+    return x.new_empty(shape), x.new_empty(shape if with_code else (0, 0), dtype=torch.int32)
+
+
+def run_dense(x: Tensor, w: Tensor, y: Tensor, code: Tensor, run: Tensor | None) -> None:
+    """Fill y and code (where it has entries) over all features; with `run` (int32 [1]) only if that is not 0."""
+    n_rows, n_outs = y.shape
     tile = tiling.choose(n_outs)
     packed_x, packed_w = tiling.pack(x, tile.n_rows), tiling.pack(w, tile.n_outs)
+    gate = {"GATED": run is not None, "num_stages": 1}
+    run = y if run is None else run
+    with_code = code.numel() > 0
     with on_device(x):
         linf_forward[(packed_x.shape[0], packed_w.shape[0])](
-            packed_x, packed_w, y, code, n_rows, n_outs, packed_x.shape[1] // BLOCK,
-            WITH_BLOCK=with_code, BLOCK=BLOCK, **tile.constants(), num_warps=tile.warps, num_stages=1,
+            packed_x, packed_w, y, code, run, n_rows, n_outs, packed_x.shape[1] // BLOCK,
+            WITH_BLOCK=with_code, BLOCK=BLOCK, **tile.constants(), num_warps=tile.warps, **gate,
         )
         if with_code:
             linf_locate[(n_rows, triton.cdiv(n_outs, PAIRS))](
-                x, w, y, code, n_outs, x.shape[1], PAIRS=PAIRS, BLOCK=BLOCK, num_warps=4, num_stages=1,
+                x, w, y, code, run, n_outs, x.shape[1], PAIRS=PAIRS, BLOCK=BLOCK, num_warps=4, **gate,
             )
-    return y, code
