@@ -112,7 +112,7 @@ def test_broken_examples_are_the_ones_marked(tiny, honest):
         assert not alone.arrays["survived_pgd"][0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 31])
+@pytest.mark.parametrize("batch_size", [5, 31])
 def test_class_d_results_do_not_depend_on_the_batch_size(tiny, honest, batch_size):
     other = judge(S.DistMethod(), *tiny, batch_size=batch_size)
     assert all(np.array_equal(honest.arrays[k], other.arrays[k]) for k in honest.arrays)
@@ -120,7 +120,7 @@ def test_class_d_results_do_not_depend_on_the_batch_size(tiny, honest, batch_siz
 
 def test_class_d_results_do_not_depend_on_the_order(tiny, honest):
     net, data = tiny
-    order = torch.randperm(32)
+    order = torch.arange(31, -1, -1)
     other = judge(S.DistMethod(), net, data.subset(order))
     assert all(np.array_equal(honest.arrays[k][order], other.arrays[k]) for k in honest.arrays)
 
@@ -129,6 +129,12 @@ def test_evaluating_twice_gives_the_same(tiny, honest):
     torch.rand(17)  # wherever the global generator stands
     again = judge(S.DistMethod(), *tiny)
     assert all(np.array_equal(honest.arrays[k], again.arrays[k]) for k in honest.arrays)
+
+
+def test_the_seed_reaches_the_random_starts(tiny):
+    starts = AttackConfig(steps=1, restarts=3, step_rel=1e-6, surrogates=0)
+    outcomes = [judge(S.DistMethod(), *tiny, attacks=starts, seed=s).arrays["survived_pgd"].tolist() for s in range(4)]
+    assert any(o != outcomes[0] for o in outcomes[1:])
 
 
 def test_at_radius_zero_certified_is_correct(tiny):
@@ -299,6 +305,23 @@ def test_the_violating_point_is_kept_bit_for_bit(tiny, tmp_path):
     assert not margin(net(other[None]), data.labels[row : row + 1]) > 0
 
 
+def test_the_bundle_is_of_the_example_that_was_certified(tiny, tmp_path):
+    """Only some of the broken examples of a batch are certified; the point kept must be one of those."""
+    net, data = tiny
+    chosen = judge(S.DistMethod(), net, data).arrays
+    bright = torch.from_numpy(np.flatnonzero(chosen["correct"] & ~chosen["robust"])[-1:])
+
+    def some(self, net, x, y, eps):
+        mine = (x == data.pixels(bright)).flatten(1).all(1)
+        return Bound(torch.where(mine, margin(net(x), y), -math.inf), "interval", "D")
+
+    with pytest.raises(Violation, match=f"example {int(data.index[bright])} "):
+        judge(altered(S.DistMethod, margin_bound=some), net, data, bundle_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    pixels = torch.frombuffer(bytearray.fromhex(json.loads(file.read_text())["x"]["float32_le"]), dtype=torch.float32)
+    assert torch.equal(pixels, data.pixels(bright).flatten())
+
+
 def test_class_r_loses_the_example_and_counts_it(tiny):
     result = judge(S.DistMethod("clean R"), *tiny)
     s, a = result.summary, result.arrays
@@ -437,6 +460,16 @@ def test_a_method_that_turns_a_switch_loses_its_class(tiny):
     assert result.summary["certificates"][0]["cls"] == "R"
     assert any("class lowered" in note for note in result.summary["notes"])
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_surrogate_that_turns_a_switch_costs_the_class(tiny):
+    class Hostile(nn.Module):
+        def forward(self, x):
+            torch.backends.cudnn.benchmark = True
+            return tiny[0](x)
+
+    result = judge(altered(S.DistMethod, attack_models=lambda self, net: [("bad", Hostile())]), *tiny)
+    assert result.summary["certificates"][0]["cls"] == "R"
 
 
 def test_a_net_in_train_mode_is_evaluated_in_eval_mode_and_left_as_it_was():
