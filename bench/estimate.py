@@ -107,6 +107,7 @@ def _timed(fields: dict[str, Any], device: Any, budget_s: float) -> Estimate:
     from . import registry
     from .data.catalogue import entry
     from .data.loading import spec
+    from .run import attack_budget
     from .timing import Timer
 
     planned = reopen(fields)
@@ -115,7 +116,7 @@ def _timed(fields: dict[str, Any], device: Any, budget_s: float) -> Estimate:
     n_train = sizes.n_train - (sizes.n_val if held_out else 0)
     timer = Timer(registry.get(fields["method"]), planned.recipe, spec(fields["dataset"]), n_train, device)
     timer.run(budget_s)
-    timing = timer.result(sizes.n_val if held_out else sizes.n_test)
+    timing = timer.result(sizes.n_val if held_out else sizes.n_test, attack_budget(fields["preset"]))
     return Estimate(timing.train_s, timing.eval_s, timing.how)
 
 

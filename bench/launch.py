@@ -249,14 +249,14 @@ class _Child:
         if final.get("kind") == "failed":
             message = final["message"]
             if self.stopped_for and final["code"] == EXIT_INTERRUPTED:
-                message = f"{self.stopped_for}: {message}"
+                message = f"{self.stopped_for}, {message}"
             elif final["code"] == EXIT_FAILED and _last_line(self.log_path, self._log_start):
                 message = f"{message} (its output: {self.log_path})"
             return Outcome(self.task, final["code"], message, None, seconds)
         if self.stopped_for and code == -signal.SIGTERM:
-            return Outcome(self.task, EXIT_INTERRUPTED, f"{self.stopped_for}: stopped before it began", None, seconds)
+            return Outcome(self.task, EXIT_INTERRUPTED, f"{self.stopped_for}, stopped before it began", None, seconds)
         if self.stopped_for:
-            message = f"{self.stopped_for}: it did not stop by itself and was ended; its last saved state is kept"
+            message = f"{self.stopped_for}, it did not stop by itself and was ended; its last saved state is kept"
             return Outcome(self.task, EXIT_INTERRUPTED, message, None, seconds)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "; out of memory?" if code == -signal.SIGKILL else ""
@@ -331,7 +331,7 @@ class _Launcher:
             if stops > 1:
                 child.kill()
             else:
-                child.stop("stopped", self.grace_s)
+                child.stop("as asked", self.grace_s)
         if stops == 1 and self.running:
             self.running[0].progress.note("stopping: the step is finished and the state saved (once more ends it now)")
 
@@ -340,7 +340,7 @@ class _Launcher:
         for child in self.running:
             limit = child.task.time_limit_s
             if limit is not None and now - child.started >= limit:
-                child.stop(f"time limit of {duration(limit)}", self.grace_s)
+                child.stop(f"at the time limit of {duration(limit)}", self.grace_s)
             if child.kill_at is not None and now >= child.kill_at:
                 child.kill()
 

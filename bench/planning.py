@@ -15,7 +15,7 @@ from .environment import cache_home, default_threads, gpu_count, resolve_device
 from .errors import UsageError
 from .estimate import Estimate, estimate
 from .files import check_writable
-from .launch import EXIT_USAGE, Outcome, Slot, Task, exit_code, launch, slots_for
+from .launch import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Slot, Task, exit_code, launch, slots_for
 from .options import Options
 from .progress import Progress, duration
 from .record import Record
@@ -106,8 +106,11 @@ class Plan:
         return f"{at}about {total} ({parts})"
 
 
-def make_plan(request: Request, plugins: Sequence[str]) -> Plan:
+def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], None] = lambda text: None) -> Plan:
     """Resolve the selectors and look at what is there already; nothing is trained.
+
+    Args:
+        say: called with one line before what may take seconds.
 
     Raises:
         UsageError, ValueError: something is asked for that does not exist.
@@ -142,7 +145,8 @@ def make_plan(request: Request, plugins: Sequence[str]) -> Plan:
         check_writable(request.results_dir, "--results")
         check_writable(runs_dir, "--runs-dir")
     timed = [p.cell for p in made.open if made.begun.get(p.cell.id, 0.0) < 1.0]
-    if timed:
+    if timed and (request.dry_run or not request.quiet or paper_on_cpu(made)):
+        say("timing a few training steps for the plan")
         made.estimates = estimate(timed, device=device, threads=slots[0].threads, plugins=plugins)
     return made
 
@@ -179,7 +183,7 @@ def execute(
         say: prints one line of commentary (stderr). Results go to stdout here.
         ask: a yes-no question on a terminal; None where nobody can answer.
     """
-    plan = make_plan(request, plugins)
+    plan = make_plan(request, plugins, say if sys.stderr.isatty() and not request.quiet else lambda text: None)
     if not plan.planned:
         raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in plan.missing) + " (`bench list recipes`)")
     if request.dry_run:
@@ -220,7 +224,7 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
 
     def ended(outcome: Outcome) -> None:
         if outcome.record is None:
-            say(f"{'error' if outcome.code != 4 else 'stopped'}: {outcome.task.label}: {outcome.message}")
+            say(f"{'error: ' if outcome.code != EXIT_INTERRUPTED else ''}{outcome.task.label}: {outcome.message}")
         elif not request.quiet and not alone:
             say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {duration(outcome.seconds)}")
 

@@ -190,6 +190,6 @@ class StoppingProgress(Progress):
 
 def _columns(stream: TextIO) -> int:
     try:
-        return os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80  # 0: a terminal that does not say
     except (OSError, ValueError, AttributeError):
         return 80

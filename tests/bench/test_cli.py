@@ -180,7 +180,7 @@ def test_the_time_limit_stops_resumably_and_the_same_command_continues(tmp_path)
     done = call(*endless, *at(tmp_path), "--time-limit", "12s")
     assert done.exit_code == 4, done.output
     assert "stopped, resumable" in done.stdout
-    assert "time limit of 12 s: stopped" in done.stderr
+    assert "at the time limit of 12 s, stopped" in done.stderr
     again = call(*endless, *at(tmp_path), "--dry-run")
     assert "continues at" in again.stdout or "before it began" in done.stderr  # a very busy machine
 

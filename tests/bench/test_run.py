@@ -203,3 +203,11 @@ def test_progress_on_disk_is_known_from_headers(tmp_path):
         run(planned, options(tmp_path), should_stop=stop)
     assert progress_of(planned.cell, tmp_path / "runs") == pytest.approx(4 / 16)
     assert progress_of(one().cell, tmp_path / "runs") is None
+
+
+def test_a_stop_in_the_evaluation_keeps_the_weights(tmp_path):
+    planned = one(changes={"epochs": "1"})
+    weights = tmp_path / "runs" / planned.cell.folder / WEIGHTS
+    with pytest.raises(Interrupted, match="evaluation"):
+        run(planned, options(tmp_path), should_stop=weights.exists)
+    assert weights.exists() and progress_of(planned.cell, tmp_path / "runs") == 1.0
