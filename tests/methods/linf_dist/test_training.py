@@ -57,7 +57,7 @@ def test_a_short_run_reaches_the_gates(healthy):
 def test_nothing_jumps_when_p_becomes_infinite(healthy):
     history = healthy[2]
     finite = [h for h in history if h["p"] != math.inf and h["p"] != "inf"][-1]
-    assert abs(finite["train_acc"] - history[-1]["train_acc"]) < 0.03
+    assert abs(finite["train_acc"] - history[-1]["train_acc"]) < 3.0  # points; the released logs move by 0.4
 
 
 def test_the_loss_falls_while_p_rests_at_8(healthy):
