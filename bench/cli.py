@@ -285,15 +285,32 @@ def _marked_readme() -> Path | None:
 
 
 @main.command()
-@click.argument("first", metavar="RUN")
-@click.argument("second", metavar="RUN")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--fail-if-worse", type=float, metavar="POINTS", help="Exit 1 if B's certified accuracy is so much worse."
+)
 @results_option
 @json_option
-def compare(first: str, second: str, results: str, as_json: bool) -> None:
-    """Two runs side by side, with intervals and a paired test; refuses what may not be compared."""
-    from .report import compare as comparing  # type: ignore[attr-defined,unused-ignore]
+def compare(first: str, second: str, fail_if_worse: float | None, results: str, as_json: bool) -> None:
+    """Two runs, or two folders of records cell by cell; refuses to compare what may not be compared.
 
-    sys.exit(comparing.main(Path(results), first, second, as_json=as_json))
+    Accuracies are compared on the same images, with an exact paired test.
+    """
+    from . import record
+    from .report import compare as comparing
+
+    found: list[tuple[str, Any]]
+    if all(Path(side).is_dir() and not (Path(side) / record.FILE).exists() for side in (first, second)):
+        found = comparing.folders(record.scan(Path(first))[0], record.scan(Path(second))[0])
+    else:
+        found = [("", comparing.compare(*(record.find(Path(results), side) for side in (first, second))))]
+    if as_json:
+        _print_json([{"cell": name, **(one.as_dict() if one else {"only": name})} for name, one in found])
+    else:
+        blocks = [[name] * bool(name) + (one.text() if one else []) for name, one in found]
+        click.echo("\n\n".join("\n".join(lines) for lines in blocks) if blocks else "no records in either folder")
+    sys.exit(max((one.exit_code(fail_if_worse) for _, one in found if one), default=0))
 
 
 @main.command()

@@ -241,6 +241,38 @@ def test_attack_reports_the_union(folder):
     assert told["robust_both"] <= min(told["robust_before"], told["robust_now"])
 
 
+def test_compare_takes_two_runs(folder):
+    (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    done = call("compare", run["cell"], run["id"][:10], "--results", folder / "results")
+    assert done.exit_code == 0, done.output
+    assert "same record" in done.stdout
+
+
+def test_compare_takes_two_folders(folder):
+    (line,) = json.loads(call("compare", folder / "results", folder / "results", "--json").stdout)
+    assert "tiny synthetic" in line["cell"]
+
+
+def test_report_hands_on_what_it_was_told(monkeypatch, tmp_path):
+    """Its exit code is the build's; README.md is touched only where it has markers. What it builds has its own tests."""
+    from bench import report
+
+    told = []
+
+    def build(results, out, **more):
+        told.append((results, out, more))
+        return report.BuildResult(differences=["a"], checked=True)
+
+    monkeypatch.setattr(report, "build", build)
+    monkeypatch.chdir(tmp_path)
+    done = call("report", "--results", "here", "--out", "there", "--check")
+    assert done.exit_code == 1
+    assert told == [(Path("here"), Path("there"), {"published_dir": None, "check": True, "readme": None})]
+    Path("README.md").write_text("<!-- bench:begin x -->\n<!-- bench:end x -->\n")
+    call("report")
+    assert told[1][2]["readme"] == Path("README.md")
+
+
 def test_time_measures_and_says_that_it_extrapolates():
     done = call("time", "-m", "tiny", "-d", "synthetic", "--budget", "0.3s", "--threads", 1)
     assert done.exit_code == 0, done.output
