@@ -254,7 +254,7 @@ def test_compare_takes_two_folders(folder):
 
 
 def test_report_hands_on_what_it_was_told(monkeypatch, tmp_path):
-    """Its exit code is the build's; README.md is touched only where it has markers. What it builds has its own tests."""
+    """Its exit code is the build's; README.md is filled only where it has markers."""
     from bench import report
 
     told = []
