@@ -322,6 +322,29 @@ def test_the_bundle_is_of_the_example_that_was_certified(tiny, tmp_path):
     assert torch.equal(pixels, data.pixels(bright).flatten())
 
 
+def test_a_wrong_example_with_a_positive_bound_is_not_certified():
+    """Class R bounds may exceed the margin by rounding; where the margin is 0 that must not certify a tie."""
+
+    class Tied(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 3) + 0 * x.flatten(1)[:, :1]
+
+    data = S.random_split(5)
+    method = altered(S.Uncertified, margin_bound=bound_of(lambda x: torch.full((len(x),), 5e-5)))
+    assert judge(method, Tied(), data).summary["n_certified"] == 0
+
+
+def test_the_first_certificate_is_the_headline(tiny):
+    def two(self, net, x, y, eps):
+        honest = S.DistMethod.margin_bound(self, net, x, y, eps)
+        return [honest, Bound(honest.lower - 0.5, "weaker", "F32")]
+
+    result = judge(altered(S.DistMethod, margin_bounds=two), *tiny)
+    first, second = result.summary["certificates"]
+    assert (first["name"], first["headline"], second["headline"]) == ("interval", True, False)
+    assert second["n_certified"] < first["n_certified"] == result.summary["n_certified"]
+
+
 def test_class_r_loses_the_example_and_counts_it(tiny):
     result = judge(S.DistMethod("clean R"), *tiny)
     s, a = result.summary, result.arrays
