@@ -29,13 +29,16 @@ def new_method(name: str, parent: Path | None = None) -> list[Path]:
     Raises:
         UsageError: the name is not snake_case or is taken, or the folder exists or cannot be written.
     """
-    _check_name(name)
+    if not registry.is_name(name):
+        rule = "snake_case, [a-z][a-z0-9_]*, at most 40 characters"
+        raise UsageError(f'"{printable(name)}" is no name for a method: {rule}')
     folder = (parent or Path()) / name
     shown = printable(str(folder), 120)
+    if folder.exists():  # before the name is looked up: here, the folder itself is importable under it
+        raise UsageError(f"{shown} exists already; choose another name or remove it")
+    _check_free(name)
     try:
         folder.mkdir()
-    except FileExistsError:
-        raise UsageError(f"{shown} exists already; choose another name or remove it") from None
     except OSError as error:
         raise UsageError(
             f"{shown} cannot be made ({error.strerror or error}); go to a folder you may write to"
@@ -63,10 +66,7 @@ def advice(name: str) -> str:
     )
 
 
-def _check_name(name: str) -> None:
-    shown = printable(name)
-    if not registry.is_name(name):
-        raise UsageError(f'"{shown}" is no name for a method: snake_case, [a-z][a-z0-9_]*, at most 40 characters')
+def _check_free(name: str) -> None:
     if name in registry.names():
         raise UsageError(f'there is a method "{name}" already (`bench list methods`); choose another name')
     if keyword.iskeyword(name) or name in _RESERVED or importlib.util.find_spec(name) is not None:

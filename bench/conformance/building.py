@@ -17,22 +17,46 @@ from ..state import load_net, load_tensors, net_tensors, save_tensors
 from .subject import Breach, Subject, pictures, seen_by
 from .surroundings import same_bits
 
-BUILD_S = 25.0  # after which the remaining, larger networks are left out
+BUILD_S = 20.0  # after which the remaining, larger networks are left out
+LARGE = 3_000_000  # parameters; more take seconds to draw
 _HIDDEN_STATE = "a fresh net with the saved state gives other {}; keep all state in parameters and buffers"
 
 
 def builds(subject: Subject) -> str:
-    """1: every recipe's network turns [B, C, H, W] into finite float32 logits [B, K]."""
-    started, built = time.monotonic(), 0
+    """1: every recipe's network turns [B, C, H, W] into finite float32 logits [B, K].
+
+    Large ones are looked at without weights, on torch's meta device, where that works: their shapes and dtypes.
+    """
+    started, built, sketched = time.monotonic(), 0, 0
     for recipe in subject.recipes:
-        if time.monotonic() - started > BUILD_S:
-            break
-        _check_net(subject.build(recipe=recipe), recipe)
-        built += 1
-    left = len(subject.recipes) - built
-    left_out = f"; the {left} largest left out, they would take minutes" if left else ""
+        if built and _sketch(subject, recipe):
+            sketched += 1
+        elif time.monotonic() - started < BUILD_S:
+            _check_net(subject.build(recipe=recipe), recipe)
+            built += 1
+    left = len(subject.recipes) - built - sketched
+    large = f", {sketched} large ones by shape only" * bool(sketched)
+    left_out = f", {left} left out for lack of time" * bool(left)
     datasets = len({recipe.dataset for recipe in subject.recipes})
-    return f"{built} network{'s' * (built > 1)} for {datasets} data set{'s' * (datasets > 1)}{left_out}"
+    return f"{_count(built, 'network')}{large}{left_out} for {_count(datasets, 'data set')}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+@torch.no_grad()
+def _sketch(subject: Subject, recipe: Recipe) -> bool:
+    """Whether this is a large network whose shapes are right; False where it must be built to know."""
+    data = seen_by(recipe)
+    try:
+        with torch.device("meta"):
+            net = subject.build(recipe=recipe).eval()
+            logits = net(torch.empty(2, data.channels, data.height, data.width))
+        fits = logits.shape == (2, data.classes) and logits.dtype == torch.float32
+        return fits and sum(p.numel() for p in net.parameters()) > LARGE
+    except Exception:  # not everything works without values
+        return False
 
 
 @torch.no_grad()

@@ -41,10 +41,8 @@ def lines(name: str, outcomes: Iterable[Outcome]) -> list[str]:
     words = {True: "ok", False: "FAILED", None: "-"}
     found = list(outcomes)
     shown = [f"{name}  {o.number:2d} {words[o.ok]:6s}  {o.title}: {o.detail}  ({o.seconds:.1f} s)" for o in found]
-    bad = [o for o in found if o.ok is False]
-    passed = sum(o.ok is True for o in found)
-    verdict = f"breaks the contract: check {', '.join(str(o.number) for o in bad)}" if bad else "keeps the contract"
-    return [
-        *shown,
-        f"{name}  {verdict} ({passed} of {len(found)} checks passed, {sum(o.seconds for o in found):.0f} s)",
-    ]
+    bad = [str(o.number) for o in found if o.ok is False]
+    passed, idle = (sum(o.ok is ok for o in found) for ok in (True, None))
+    counts = [f"{passed} passed", f"{len(bad)} failed" * bool(bad), f"{idle} without a verdict" * bool(idle)]
+    verdict = f"breaks the contract: check {', '.join(bad)}" if bad else "keeps the contract"
+    return [*shown, f"{name}  {verdict} ({', '.join(filter(None, counts))}; {sum(o.seconds for o in found):.0f} s)"]

@@ -19,6 +19,8 @@ from ..probe import end_group, how_it_ended, python_path
 from .outcome import TITLES, Outcome, failed, lines
 
 LIMIT_S = 120.0
+START_S = 60.0  # for importing torch, on a busy machine, and the method; it does not count against the limit
+SLOW = "it hangs, or its network is too large for a check (a smaller quick recipe, or --limit, would help)"
 
 
 def run_check(
@@ -36,7 +38,7 @@ def run_check(
     Args:
         name: of the method.
         plugins: files to load methods from, beside the built-ins and the installed ones.
-        limit_s: wall time after which the process is ended.
+        limit_s: wall time after which the process is ended, from the first check on.
 
     Raises:
         UsageError: no such method or plugin file.
@@ -47,8 +49,8 @@ def run_check(
         registry.add_file(file)
     if name not in registry.names():
         registry.get(name)  # raises, with a suggestion
-    conversation = _Conversation(name, on_outcome)
-    _talk(name, [*registry.plugin_files()], limit_s, conversation)
+    conversation = _Conversation(name, limit_s, on_outcome)
+    conversation.conclude(_talk(name, [*registry.plugin_files()], conversation))
     return conversation.outcomes
 
 
@@ -62,17 +64,21 @@ def _beside(name: str) -> list[Path]:
 class _Conversation:
     """What the child has said so far, and what its silence means."""
 
-    def __init__(self, name: str, on_outcome: Callable[[Outcome], None] | None) -> None:
+    def __init__(self, name: str, limit_s: float, on_outcome: Callable[[Outcome], None] | None) -> None:
         self.name, self.on_outcome = name, on_outcome or (lambda outcome: None)
         self.outcomes: list[Outcome] = []
         self.current: int | None = None  # the check that is running
         self.since = time.monotonic()
+        self.limit_s = limit_s
+        self.deadline = self.since + START_S
         self.error: tuple[str, bool] | None = None  # (message, is usage): the child could not begin
         self.done = False
 
     def hear(self, line: bytes) -> None:
         said = json.loads(line)
         if "start" in said:
+            if not self.outcomes:
+                self.deadline = time.monotonic() + self.limit_s
             self.current, self.since = said["start"], time.monotonic()
         elif "outcome" in said:
             self._add(Outcome(**said["outcome"]))
@@ -82,8 +88,8 @@ class _Conversation:
         else:
             self.done = True
 
-    def conclude(self, ending: str) -> None:
-        """The child is gone: fill in what it did not say.
+    def conclude(self, ending: str | None) -> None:
+        """The child is gone: fill in what it did not say. ending: how, None if time was up.
 
         Raises:
             UsageError, PluginError: it never began.
@@ -92,25 +98,28 @@ class _Conversation:
             raise (UsageError if self.error[1] else registry.PluginError)(self.error[0])
         if self.done:
             return
-        if self.current is None and not self.outcomes:
+        begun = self.current is not None or bool(self.outcomes)
+        if ending is None:
+            ending = f"did not end within {self.limit_s if begun else START_S:.0f} s"
+            ending += f"; {SLOW}" if begun else ""
+        if not begun:
             raise registry.PluginError(f'method "{self.name}" is broken: importing it {ending}')
         broken_at = self.current or max(o.number for o in self.outcomes) + 1
         for number, title in TITLES.items():
             if number == broken_at:
                 self._add(Outcome(number, title, False, f"{self.name} {ending}", time.monotonic() - self.since))
             elif number > broken_at:
-                self._add(Outcome(number, title, None, f"not reached: check {broken_at} {ending}", 0.0))
+                self._add(Outcome(number, title, None, f"not reached, check {broken_at} did not end", 0.0))
 
     def _add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.on_outcome(outcome)
 
 
-def _talk(name: str, files: Sequence[Path], limit_s: float, conversation: _Conversation) -> None:
-    """Run the child to its end or to the limit."""
+def _talk(name: str, files: Sequence[Path], conversation: _Conversation) -> str | None:
+    """Run the child to its end and say how it ended, or to the limit: None."""
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "bench.conformance.child", name, str(write_end), *map(str, files)]
-    deadline = time.monotonic() + limit_s
     # its prints go to our stderr: stdout is for results
     child = subprocess.Popen(
         command,
@@ -122,19 +131,17 @@ def _talk(name: str, files: Sequence[Path], limit_s: float, conversation: _Conve
     )
     os.close(write_end)
     try:
-        closed = _listen(read_end, deadline, conversation)
-        ending = _ending(child, deadline) if closed else f"did not end within {limit_s:.0f} s"
+        return _ending(child) if _listen(read_end, conversation) else None
     finally:
         os.close(read_end)
         end_group(child)
-    conversation.conclude(ending)
 
 
-def _listen(pipe: int, deadline: float, conversation: _Conversation) -> bool:
+def _listen(pipe: int, conversation: _Conversation) -> bool:
     """Hear whole lines until the pipe closes (True), the child says it is done (True), or time is up (False)."""
     buffer = b""
     while not conversation.done:
-        left = deadline - time.monotonic()
+        left = conversation.deadline - time.monotonic()
         if left <= 0:
             return False
         if not select.select([pipe], [], [], left)[0]:
@@ -148,13 +155,12 @@ def _listen(pipe: int, deadline: float, conversation: _Conversation) -> bool:
     return True
 
 
-def _ending(child: subprocess.Popen[bytes], deadline: float) -> str:
-    """How a child ended whose pipe is closed, as the end of a sentence."""
+def _ending(child: subprocess.Popen[bytes]) -> str:
+    """How a child ended that said it was done or whose pipe is closed, as the end of a sentence."""
     try:
-        code = child.wait(timeout=max(1.0, deadline - time.monotonic()))
+        return how_it_ended(child.wait(timeout=10))
     except subprocess.TimeoutExpired:
-        return "closed the pipe and went on"
-    return how_it_ended(code)
+        return "stopped talking and went on"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,8 +21,9 @@ from ..state import StateStore
 from ..train import make_step, seed_everything, train
 
 SEED = 0
-BATCH = 32  # of the short trainings
-IMAGES = 64  # they see
+BATCH = 32  # images per step of the short trainings ...
+STEP_S = 0.5  # ... or as many as take about this long
+LEAST_BATCH = 4
 TRAIN_S = 15.0  # what the one longer training may cost
 _PRESETS = ("quick", "hour", "short", "paper")  # cheapest first
 
@@ -69,8 +70,18 @@ class Subject:
     def split(self) -> Split:
         """Training images of its data set; drawn up where the data set would have to be fetched."""
         if entry(self.recipe.dataset).embedded:
-            return load(self.recipe.dataset).train.subset(torch.arange(2 * IMAGES))
-        return pictures(spec(self.recipe.dataset), 2 * IMAGES)
+            return load(self.recipe.dataset).train.subset(torch.arange(4 * BATCH))
+        return pictures(spec(self.recipe.dataset), 4 * BATCH)
+
+    @cached_property
+    def batch(self) -> int:
+        """Images per step that this network affords."""
+        net, (x, _) = self.build().train(), self.pixels(LEAST_BATCH)
+        net(x).sum().backward()
+        started = time.monotonic()
+        net(x).sum().backward()
+        per_image = 3 * (time.monotonic() - started) / LEAST_BATCH  # a certified loss costs two or three plain passes
+        return max(LEAST_BATCH, min(BATCH, int(STEP_S / per_image)))
 
     def pixels(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` images as the net sees them in evaluation, [B, C, H, W] float32, and their labels [B]."""
@@ -140,9 +151,9 @@ class Subject:
     def _train_a_while(self) -> nn.Module:
         """The whole recipe on a few images where that takes seconds, else its beginning."""
         started = time.monotonic()
-        self.train(self.short(1, BATCH), IMAGES)
+        self.train(self.short(1, self.batch), 2 * self.batch)
         per_epoch = max(time.monotonic() - started, 1e-3)
-        return self.train(self.short(max(2, int(TRAIN_S / per_epoch)), BATCH), IMAGES)
+        return self.train(self.short(max(2, int(TRAIN_S / per_epoch)), self.batch), 2 * self.batch)
 
 
 def seen_by(recipe: Recipe) -> DataSpec:

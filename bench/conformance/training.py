@@ -13,7 +13,7 @@ from ..contract import Losses, Method, Recipe, Step
 from ..errors import Interrupted
 from ..state import StateStore
 from ..train import seed_everything, set_lr
-from .subject import BATCH, SEED, Breach, Subject
+from .subject import SEED, Breach, Subject
 from .surroundings import same_bits
 
 STEPS = 10
@@ -22,7 +22,7 @@ _SCALES = (1.0, 0.1, 0.01)  # of the recipe's lr: a descent direction lowers the
 
 def gradients(subject: Subject) -> str:
     """2: at the start, the middle and the end of its schedules the loss is a finite scalar with finite gradients."""
-    recipe, (x, y) = subject.recipe, subject.pixels(BATCH)
+    recipe, (x, y) = subject.recipe, subject.pixels(subject.batch)
     per_epoch = max(1, 1000 // recipe.batch_size)
     net = subject.build()
     learnt = {id(p) for group in _optimizer(subject, net).param_groups for p in group["params"]}
@@ -61,7 +61,7 @@ def descends(subject: Subject) -> str:
 
 
 def _ten_steps(subject: Subject, scale: float) -> list[float]:
-    recipe, (x, y) = subject.recipe, subject.pixels(BATCH)
+    recipe, (x, y) = subject.recipe, subject.pixels(subject.batch)
     net = subject.build()
     optimizer = _optimizer(subject, net)
     set_lr(optimizer, 1.0)
@@ -117,8 +117,8 @@ def _loss(subject: Subject, net: nn.Module, x: Tensor, y: Tensor, step: Step) ->
 
 def repeats(subject: Subject) -> str:
     """4: one seed gives one set of weights, another seed another, and an interruption changes no bit."""
-    recipe = subject.short(epochs=2, batch_size=16)
-    images = 40  # 2 whole batches and a part of one
+    recipe = subject.short(epochs=2, batch_size=min(16, subject.batch))
+    images = recipe.batch_size * 5 // 2  # 2 whole batches and a part of one
     first = subject.train(recipe, images)
     _same(first, subject.train(recipe, images), "a second training with the same seed")
     if _difference(first, subject.train(recipe, images, seed=1)) is None:
