@@ -19,7 +19,7 @@ from ..probe import end_group, how_it_ended, python_path
 from .outcome import TITLES, Outcome, failed, lines
 
 LIMIT_S = 120.0
-START_S = 60.0  # for importing torch, on a busy machine, and the method; it does not count against the limit
+START_S = 120.0  # for importing torch, on a busy machine, and the method; it does not count against the limit
 SLOW = "it hangs, or its network is too large for a check (a smaller quick recipe, or --limit, would help)"
 
 
