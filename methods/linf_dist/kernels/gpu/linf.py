@@ -30,7 +30,7 @@ def linf_forward(
 
     GATED: only if *run_ptr, so that the device chooses between this kernel and the candidate lists.
     """
-    if GATED:
+    if GATED:  # noqa: SIM102 (`and` would load before it looks at the constant)
         if tl.load(run_ptr) == 0:
             return
     TILE_ROWS: tl.constexpr = ROWS * THREAD_ROWS
@@ -67,7 +67,7 @@ def linf_locate(
     x_ptr, w_ptr, y_ptr, code_ptr, run_ptr, n_outs, n_in, GATED: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Replace the winning block in `code` by the code of the argmax: index | sign << 31, or one of the sentinels."""
-    if GATED:
+    if GATED:  # noqa: SIM102 (`and` would load before it looks at the constant)
         if tl.load(run_ptr) == 0:
             return
     b = tl.program_id(0)

@@ -1,0 +1,46 @@
+"""Machine code for sm_90, compiled without a device: the inner loops stay near the floors of the design notes."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with torch's CUDA wheels")
+
+from methods.linf_dist.kernels.gpu import counts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Compiled kernels go to a folder of this run, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+# Just above what Triton 3.7.1 makes. The arithmetic alone: 2, 2, 6, 4, 6, 7, 6 and 8; the rest is loads (3 of 128 bits
+# per 32 elements) and a few additions per trip. A layout that sends operands through shared memory costs 0.3 or more.
+LIMITS = {"inf": 2.15, "inf, argmax": 2.25, "bounds": 6.25, "p = 8": 4.2, "p = 8, one gradient": 6.2,
+          "p = 8, both gradients": 7.6, "real p": 6.2, "real p, both gradients": 9.0}
+
+
+@pytest.mark.parametrize("name", list(LIMITS))
+def test_inner_loops_stay_near_their_floor(name: str) -> None:
+    """Triton chooses layouts by itself: one load more per element would double the time unnoticed."""
+    row = counts.count(name)
+    assert row.per_element <= LIMITS[name], row.opcodes
+    assert row.spills <= 0.01, row.opcodes
+
+
+@pytest.mark.parametrize("name", ["inf", "inf, argmax", "bounds"])
+def test_certificates_neither_flush_nor_approximate_nor_drop_nan(name: str) -> None:
+    listing = counts.listing(name)
+    for line in listing.splitlines():
+        assert not any(word in line for word in (".FTZ", "MUFU", "FFMA", "FMUL")), line
+        assert "FMNMX" not in line or ".NAN" in line, line
+    assert listing.count("FADD") >= 32
+
+
+def test_lists_at_infinity_neither_flush_nor_approximate() -> None:
+    listing = counts.listing("lists, inf, argmax")
+    assert not any(word in listing for word in (".FTZ", "MUFU", "FFMA", "FMUL"))
+    assert "FMNMX.NAN" in listing
