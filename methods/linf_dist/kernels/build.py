@@ -217,6 +217,7 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.cb_interval.argtypes = [*[pointer] * 5, *[size] * 3, whole, whole]
     lib.cb_dist_backward.argtypes = [*[pointer] * 6, *[size] * 3, real, whole, whole]
     lib.cb_inf_backward.argtypes = [*[pointer] * 4, *[size] * 3, whole]
+    lib.cb_probe.argtypes, lib.cb_probe.restype = [size, whole], real
     return lib
 
 

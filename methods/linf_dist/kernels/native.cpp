@@ -1535,6 +1535,27 @@ int inf_backward(const float *grad, const int32_t *code, float *dx, float *dw, i
 extern "C" {
 
 int cb_abi_version() { return ABI_VERSION; }
+
+// What the vector units can do at best: per round and thread 2048 times subtract and maximum, all in registers and the
+// first-level cache. Benchmarks divide by it.
+double cb_probe(int64_t rounds, int threads) {
+    double sum = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+    {
+        alignas(64) float x[2048];
+        for (int i = 0; i < 2048; i++) x[i] = static_cast<float>(i) * 0.37f;
+        vf m[VMAX] = {};
+        for (int64_t k = 0; k < rounds; k++)
+            for (int i = 0; i < 2048; i += VMAX * L) {
+                const vf w = splat(static_cast<float>(i + k));
+#pragma GCC unroll 8
+                for (int v = 0; v < VMAX; v++) m[v] = absmax(m[v], load(x + i + v * L) - w);
+            }
+        for (int v = 0; v < VMAX; v++) sum += static_cast<double>(max_lanes(m[v]));
+    }
+    return sum;
+}
+
 const char *cb_isa() { return ISA; }
 
 // y [B, O]; code [B, O] or null, only for p = inf. list_mode: ListMode, for tests.
