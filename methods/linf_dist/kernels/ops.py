@@ -2,8 +2,9 @@
 
 Namespace `certbench`: `lp_dist` (forward), `lp_dist_backward`, `linf_interval`. As custom ops they are opaque to
 autograd and to `torch.compile`, which sees shapes only. The arithmetic is the compiled library's for float32 on the
-CPU, where `build` has one, and `reference`'s otherwise: other devices, float64, an exponent the library does not take,
-and inputs that are not finite (slow, but then a run has failed anyway).
+CPU, where `build` has one, `gpu`'s (Triton) for float32 on CUDA devices it has tested, and `reference`'s otherwise:
+other devices, float64, an exponent the library does not take, and on the CPU inputs that are not finite (slow, but then
+a run has failed anyway).
 """
 
 import math
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from methods.linf_dist.kernels import build, reference
+from methods.linf_dist.kernels import build, gpu, reference
 
 MAX_ENTRIES = 2**31 - 3  # int32 indices, less the two reserved codes
 LIST_AUTO = 0  # the library decides per block whether a candidate list pays
@@ -64,6 +65,8 @@ def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Te
         if _done(native.lib.cb_dist(x.data_ptr(), w.data_ptr(), y.data_ptr(), code.data_ptr() if coded else None,
                                     *x.shape, w.shape[0], p, LIST_AUTO, _threads(x, w))):
             return y, code
+    if gpu.available(x):
+        return gpu.forward(x, w, p, with_code)
     return reference.forward(x, w, p, with_code)
 
 
@@ -94,6 +97,8 @@ def lp_dist_backward(
                                                  p, LIST_AUTO, _threads(x, w))
         if _done(result):
             return dx, dw
+    if gpu.available(x):
+        return gpu.backward(grad, x, w, y, code, p, need_x, need_w)
     dx, dw = reference.backward(grad, x, w, y, code, p)
     return dx if need_x else x.new_empty(0, 0), dw if need_w else w.new_empty(0, 0)
 
@@ -137,6 +142,8 @@ def linf_interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tens
         if _done(native.lib.cb_interval(lower.data_ptr(), upper.data_ptr(), w.data_ptr(), lo.data_ptr(), hi.data_ptr(),
                                         *lower.shape, w.shape[0], LIST_AUTO, _threads(lower, w))):
             return lo, hi
+    if gpu.available(lower):
+        return gpu.interval(lower, upper, w)
     return reference.interval(lower, upper, w)
 
 
@@ -197,11 +204,12 @@ def interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_info() -> dict[str, object]:
-    """Which code computes float32 distances on the CPU, for the record of a run; builds it if that is still to do.
+    """Which code computes float32 distances, for the record of a run; builds the CPU library if that is still to do.
 
     Keys: backend ("native" or "reference"), reason (why it is the reference, else ""), source_sha256, flags, compiler,
     isa ("avx512", "avx2", "baseline") and threads. Results at finite p are comparable bit for bit only between runs
-    that agree in all but threads.
+    that agree in all but threads. For CUDA devices: gpu_backend ("triton", "reference" or "none"), gpu_reason, triton
+    (version) and gpu_source_sha256.
     """
     native, reason = build.choose()
     return {
@@ -212,4 +220,5 @@ def kernel_info() -> dict[str, object]:
         "compiler": native.compiler if native else "",
         "isa": native.isa if native else "",
         "threads": build.threads(),
+        **gpu.info(),
     }
