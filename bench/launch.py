@@ -136,7 +136,7 @@ class _Child:
         check_writable(folder, "--runs-dir")
         self.log_path = folder / "stdout"
         too_long = self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES
-        self._log = open(self.log_path, "wb" if too_long else "ab")  # noqa: SIM115 (closed when the child has ended)
+        self._log = open(self.log_path, "wb" if too_long else "ab", buffering=0)  # noqa: SIM115 (closed in finish)
         self._log_start = self._log.tell()
         self.events, write_end = os.pipe()
         os.set_blocking(self.events, False)

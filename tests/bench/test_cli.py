@@ -285,6 +285,7 @@ def test_doctor_names_every_topic(monkeypatch):
     assert {"certbench", "torch", "cpu", "data", "runs", "results", "methods"} <= {f["topic"] for f in facts}
 
 
+@pytest.mark.slow
 def test_estimates_come_from_timed_steps():
     """The one test that starts the timing process."""
     from bench.cell import plan

@@ -151,6 +151,7 @@ def test_terminated_in_training(start, whole, tmp_path):
     assert same(run(planned, where), whole)
 
 
+@pytest.mark.slow
 def test_a_worker_without_its_parent_saves_and_stops(start, tmp_path):
     """A parent that was killed cannot stop its worker; the worker notices."""
     worker = start(cell_of(ENDLESS), Options(**{**asdict(options(tmp_path)), "save_every_s": 1e9}))
