@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ FILE, ARRAYS = "record.json", "arrays.npz"
 _LARGEST = 64 << 20  # bytes of JSON; the longest published schedule with all its scalars takes under 2 MB
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # version -> function to the next version
 _ID_LINE = re.compile(rb'\n "id": "([0-9a-f]{64})",')  # top level only: deeper keys are indented further
+
+
+_eps = cache(Eps)  # tables ask for it ten times per record
 
 
 class RecordError(BenchError):
@@ -101,7 +105,7 @@ class Record:
 
     @property
     def eps(self) -> Eps:
-        return Eps(self.data["cell"]["eps"])
+        return _eps(self.data["cell"]["eps"])
 
     @property
     def norm(self) -> str:

@@ -79,12 +79,11 @@ def first_error(rule: Mapping[str, Any], value: Any, where: str = "") -> str | N
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             return f"{where or 'top level'} = {str(value)[:40]!r} is not of type {' or '.join(names)}"
     if isinstance(value, dict):
-        known = rule.get("properties", {})
         for name in rule.get("required", ()):
             if name not in value:
                 return f"{where + '.' if where else ''}{name} is missing"
-        extra = rule.get("additionalProperties", True)
-        for name, item in value.items():
+        known, extra = rule.get("properties", {}), rule.get("additionalProperties", True)
+        for name, item in value.items() if known or extra is not True else ():
             inner = known.get(name, extra)
             path = f"{where}.{name}" if where else name
             if inner is False:

@@ -67,7 +67,7 @@ def payload(arrays: dict[str, np.ndarray], **cell: Any) -> dict[str, Any]:
     certified, robust, correct = (int(arrays[k].sum()) for k in ("certified", "robust", "correct"))
     epochs = cell.get("epochs", 6)
     device = cell.get("device", "CPU: Example 3000 (AVX2)")
-    key = (method, dataset, eps, preset, seed, sorted(overrides.items()), cell.get("split", "test"))
+    key = (method, dataset, eps, preset, seed, sorted(overrides.items()), cell.get("split", "test"), n)
     train_s = cell.get("train_s", 61.5)
     recipe_fields = {"epochs": epochs, "lr": 0.03, "width": 5120, "p_start": 8.0, "dataset": dataset, "eps": eps}
     steps = [i / max(1, epochs - 1) for i in range(epochs)]
@@ -137,12 +137,14 @@ def payload(arrays: dict[str, np.ndarray], **cell: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make(results_dir: Path, *, n: int = 400, skill: float = 1.0, reach: float = 0.05, **cell: Any) -> record.Record:
-    """Write one invented record and return it."""
+def make(
+    results_dir: Path, *, n: int = 400, skill: float = 1.0, reach: float = 0.05, noise: str = "", **cell: Any
+) -> record.Record:
+    """Write one invented record and return it. `noise`: take the luck of another method."""
     arrays = example_arrays(
         n=n,
         dataset=cell.get("dataset", "mnist"),
-        method=cell.get("method", "linf_dist"),
+        method=noise or cell.get("method", "linf_dist"),
         seed=cell.get("seed", 0),
         eps=cell.get("eps", "0.1"),
         skill=skill,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -20,6 +21,7 @@ from .model import Table
 
 FORMATS = ("svg", "png")
 MANIFEST = "manifest.json"
+_NUMBER = re.compile(r"^-?[\d.]+(e-?\d+)?$")
 _VERSIONED = re.compile(r"<svg .*?</svg>", re.DOTALL)  # drawings inside the page: bytes of one matplotlib version
 
 
@@ -129,8 +131,10 @@ def _make(
     results_dir: Path, out_dir: Path, old: Mapping[str, object], published_dir: Path | None, formats: Sequence[str],
     jobs: int | None,
 ) -> _Made:  # fmt: skip
-    painter = draw.Painter(formats, jobs)  # its processes import matplotlib while we read
+    painter = draw.Painter(formats, jobs)
     try:
+        if not old:  # everything is to be drawn
+            painter.warm()
         records, broken = record.scan(results_dir)
         try:
             theirs = published.load(published_dir)
@@ -165,7 +169,7 @@ def _make(
 
 def _everything(inputs: rows.Inputs) -> dict[str, bytes]:
     """The two files for people's own analysis: wide (a row per record) and long (a row per number)."""
-    wide = [columns.record_row(pool, r) for b in inputs.blocks for pool in b.pools for r in pool.records]
+    wide = [row for b in inputs.blocks for pool in b.pools for row in pool.csv_rows]
     wide += [columns.published_row(cell) for cell in inputs.published]
     long = list(columns.long_rows(wide))
     return {
@@ -368,9 +372,13 @@ def _changes(wanted: Mapping[Path, bytes], out_dir: Path) -> list[str]:
     return found
 
 
-def _keyed(text: bytes) -> dict[tuple[str | None, ...], dict[str, str]]:
-    lines = csv.DictReader(io.StringIO(text.decode("utf-8", "replace")))
-    return {(line.get("record"), line.get("source"), line.get("method")): line for line in lines}
+def _keyed(text: bytes) -> dict[tuple[str, ...], list[list[str]]]:
+    """Rows by their words; their numbers are what may change."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for line in csv.reader(io.StringIO(text.decode("utf-8", "replace"))):
+        words = tuple(v for v in line if v and not _NUMBER.match(v))
+        found.setdefault(words, []).append([v for v in line if _NUMBER.match(v)])
+    return found
 
 
 def _manifest(out_dir: Path) -> dict[str, object]:
@@ -383,15 +391,15 @@ def _manifest(out_dir: Path) -> dict[str, object]:
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_bytes(content)
         os.replace(fresh, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
         raise ReportError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _relative(path: Path, base: Path) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from .. import __version__
 from . import fmt, styles
-from .columns import CSV_COLUMNS, published_row, record_row
+from .columns import CSV_COLUMNS, published_row
 from .fmt import DASH
-from .model import Block, Cell, Column, Table
+from .model import Block, Cell, Column, Row, Table
 from .published import Cell as Published
 from .rows import Pool, Setting, Standing
 
@@ -152,11 +152,43 @@ def summary(what: str, pools: Sequence[Pool]) -> str:
 
 
 def table(
-    name: str, title: str, columns: Sequence[Column], blocks: Sequence[Block], pools: Sequence[Pool],
-    cells: Sequence[Published] = (), notes: Sequence[str] = (),
-) -> Table:  # fmt: skip
-    rows = [record_row(p, r) for p in pools for r in p.records] + [published_row(c) for c in cells]
-    return Table(name, title, summary(title, pools), columns, blocks, CSV_COLUMNS, rows, notes)
+    name: str,
+    title: str,
+    columns: Sequence[Column],
+    blocks: Sequence[Block],
+    pools: Sequence[Pool],
+    notes: Sequence[str] = (),
+    cells: Sequence[Published] | None = None,
+) -> Table:
+    """A table with its csv: with `cells` (even none) a full row per record and published cell, else what is printed."""
+    if cells is not None:
+        rows: list[Mapping[str, Any]] = [row for p in pools for row in p.csv_rows]
+        rows += [published_row(c) for c in cells]
+        return Table(name, title, summary(title, pools), columns, blocks, CSV_COLUMNS, rows, notes)
+    keys = [c.key for c in columns]
+    rows = [
+        {
+            "block": block.heading,
+            **{k: _csv_value(row[k]) for k in keys},
+            "marks": _marks(row),
+            "ref": row.data.get("ref"),
+        }
+        for block in blocks
+        for row in block.rows
+    ]
+    return Table(name, title, summary(title, pools), columns, blocks, ("block", *keys, "marks", "ref"), rows, notes)
+
+
+def _csv_value(cell: Cell) -> Any:
+    """The unrounded number behind a cell, else its words; nothing for a dash."""
+    if cell.is_empty:
+        return None
+    return cell.sort if isinstance(cell.sort, (int, float)) else cell.text
+
+
+def _marks(row: Row) -> str:
+    """The signs of a row, once each."""
+    return " ".join(dict.fromkeys(m for cell in row.cells.values() for m in cell.marks))
 
 
 def measured_data(pool: Pool) -> dict[str, str]:

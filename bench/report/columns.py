@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..record import Record
 from . import stats
 from .published import Cell
-from .rows import Pool
+
+if TYPE_CHECKING:
+    from .rows import Pool
 
 ACCURACIES = (("clean", "correct"), ("robust", "robust"), ("certified", "certified"))
 CSV_COLUMNS: tuple[str, ...] = (

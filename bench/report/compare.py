@@ -143,8 +143,9 @@ def _flags(r: Record, kind: str) -> tuple[np.ndarray, np.ndarray]:
     checked = check(r)
     if checked.broken:
         raise RecordError(checked.broken)
-    order = np.argsort(checked.flags["index"], kind="stable")
-    return checked.flags["index"][order], checked.flags[kind][order]
+    index = r.arrays("index")["index"]
+    order = np.argsort(index, kind="stable")
+    return index[order], checked.flags[kind][order]
 
 
 def _cost(a: Record, b: Record, name: str, key: str) -> Line:

@@ -54,7 +54,7 @@ def cost(inputs: Inputs) -> Table:
         "FLOPs: one forward pass of one image; a multiply-accumulate or one |x - w| counts 1, as the papers count.",
         "Per epoch: median over the epochs. Per certificate: median of timed batches, per example.",
     ]
-    return table("cost", "Cost", columns, blocks, pools, [], notes)
+    return table("cost", "Cost", columns, blocks, pools, notes)
 
 
 BUDGETS = ((60, "1 min"), (300, "5 min"), (1200, "20 min"), (3600, "1 h"), (4 * 3600, "4 h"), (24 * 3600, "24 h"))
@@ -92,7 +92,7 @@ def league(inputs: Inputs, kind: str) -> Table:
     notes = [
         f"Certified % of the best run whose whole training took at most so long on the {minutes} named in the head."
     ]
-    return table(f"league_{kind}", f"League at equal compute, {minutes} time", columns, blocks, shown, [], notes)
+    return table(f"league_{kind}", f"League at equal compute, {minutes} time", columns, blocks, shown, notes)
 
 
 def attacks(inputs: Inputs) -> Table:
@@ -118,7 +118,7 @@ def attacks(inputs: Inputs) -> Table:
         if rows:
             blocks.append(Block(f"{block.setting.title}, preset {block.preset}", rows))
     notes = ["Attacked: examples that were right and not yet broken when the attack began; lowest seed of each row."]
-    return table("attacks", "Attacks", columns, blocks, pools, [], notes)
+    return table("attacks", "Attacks", columns, blocks, pools, notes)
 
 
 def ablation(inputs: Inputs) -> Table | None:
@@ -146,7 +146,7 @@ def _ablation_row(pool: Pool, base: Pool | None) -> Row:
         if base is None or base is pool:
             return Cell()
         value = pool.percent(kind) - base.percent(kind)
-        return Cell(fmt.points(value, fmt.decimals(pool.n)), sort=float(value), ref=pool.first.id)
+        return Cell(fmt.points(value, fmt.decimals(pool.n)), pool.marks(), sort=float(value), ref=pool.first.id)
 
     cells = {k: accuracy(pool, k) for k in ACCURACIES} | only(costs(pool), "train_s")
     cells |= {
@@ -255,11 +255,17 @@ def runs(inputs: Inputs) -> Table:
             cells = {
                 "id": Cell(r.short, ref=r.id), "method": Cell(r.title, pool.marks()), "setting": setting_cell(setting),
                 "preset": Cell(r.preset), "seed": plain(r.seed), "finished": Cell(r.data["finished"]),
-                "certified": Cell("!" if pool.broken else fmt.percent(r.n_certified, r.n), sort=r.certified, ref=r.id),
+                "certified": _of_record(pool, r),
                 "device": Cell(r.device), "command": Cell(command(r)),
             }  # fmt: skip
             rows.append(Row(cells, {**measured_data(pool), "ref": r.id}))
     return table("runs", "Every record", columns, [Block("", rows)], pools)
+
+
+def _of_record(pool: Pool, r: Record) -> Cell:
+    if pool.broken:
+        return Cell("!", ref=r.id)
+    return Cell(fmt.percent(r.n_certified, r.n), pool.marks("certified"), sort=r.certified, ref=r.id)
 
 
 def command(r: Record) -> str:

@@ -61,15 +61,20 @@ class Painter:
         self._own: list[Spec] = []
         self._shares: list[tuple[subprocess.Popen[bytes], list[Spec]]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._warm: list[subprocess.Popen[bytes]] = []
+
+    def warm(self) -> None:
+        """Start workers before there is work, so that they import matplotlib while records are read."""
+        self._warm = [self._spawn() for _ in range(self.jobs - 1)]
 
     def start(self, specs: Sequence[Spec]) -> None:
         """Hand out the work and return at once."""
         workers = self.jobs - 1 if len(specs) >= ENOUGH else 0
-        parts = workers * 3 + 2  # of five figures a single worker gets three: we have tables to make meanwhile
+        parts = workers * 2 + 1  # of three figures a single worker gets two: we have tables to make meanwhile
         shares: list[list[Spec]] = [[] for _ in range(workers)]
         for at, spec in enumerate(specs):
             slot = at % parts
-            (shares[slot // 3] if slot < workers * 3 else self._own).append(spec)
+            (shares[slot // 2] if slot < workers * 2 else self._own).append(spec)
         if workers:
             self._folder = tempfile.TemporaryDirectory(prefix="bench-figures-")
         for share in shares:
@@ -77,13 +82,7 @@ class Painter:
 
     def _worker(self, share: Sequence[Spec]) -> subprocess.Popen[bytes]:
         assert self._folder is not None
-        root = str(_HERE.parents[1])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "bench.report.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
-        )  # fmt: skip
+        worker = self._warm.pop() if self._warm else self._spawn()
         task = {
             "folder": self._folder.name,
             "formats": self.formats,
@@ -96,6 +95,15 @@ class Painter:
         except OSError:  # it died; `finish` notices
             pass
         return worker
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        root = str(_HERE.parents[1])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench.report.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
+        )  # fmt: skip
 
     def finish(self) -> dict[str, dict[str, bytes]]:
         """Every figure: name -> format -> bytes."""
@@ -112,7 +120,9 @@ class Painter:
 
     def close(self) -> None:
         """End what still runs and remove what it wrote."""
-        for worker, _ in self._shares:
+        for worker in [*self._warm, *(worker for worker, _ in self._shares)]:
+            if worker.stdin and not worker.stdin.closed:
+                worker.stdin.close()
             if worker.poll() is None:
                 worker.kill()
                 worker.wait()

@@ -18,6 +18,7 @@ from .rows import KINDS, LEVELS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Sett
 
 CURVE_POINTS = 160  # steps of a curve; more cannot be told apart at column width
 BINS = 48
+LONGEST = 30  # characters of a title in a figure
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def label(pool: Pool, *, alone: bool = False) -> str:
     if alone:
         more += [pool.first.preset] if PRESET_MARK[pool.first.preset] else []
         more += ["subset"] if pool.first.is_subset else []
-    return fmt.printable(pool.first.title) + (f" ({', '.join(more)})" if more else "")
+    name = fmt.printable(pool.first.title)
+    name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "\u2026"
+    return name + (f" ({', '.join(more)})" if more else "")
 
 
 def _under(block: Block) -> str:
@@ -198,7 +201,8 @@ def pareto(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None
         }
         for c in theirs
     ]
-    if len(measured) + len(published) < 2:
+    alone = not measured and (setting.dataset, setting.eps_text) not in tables.HEADLINES
+    if alone or len(measured) + len(published) < 2:
         return None
     rows = [
         {"method": m["method"], "published": kind, "clean": m["x"], "certified": m["y"], "source": m.get("key", "")}

@@ -116,7 +116,7 @@ def number(value: float | int) -> str:
 
 def printable(text: str) -> str:
     """Control characters (line breaks, terminal escapes, direction overrides) as a visible box; one line remains."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def html(text: str) -> str:

@@ -84,7 +84,7 @@ def paper(inputs: Inputs, number: int) -> Table | None:
     title = f"Table {number} of \u201c{cells[0].source.paper}\u201d ({cells[0].source.short}) beside our runs"
     pools = list({id(p): p for p in used}.values())
     notes = ["A dash in our columns: not run here. " + PRESET_NOTE]
-    return table(f"paper_table{number}", title, columns, blocks, pools, cells, notes)
+    return table(f"paper_table{number}", title, columns, blocks, pools, notes)
 
 
 def _theirs(cell: Published, key: str) -> Cell:
@@ -134,4 +134,4 @@ def paper_cost(inputs: Inputs) -> Table | None:
         rows.append(Row({"method": name, "p_epoch": seconds, **here}, published_data(c)))
     title = f"Table 4 of \u201c{cells[0].source.paper}\u201d ({cells[0].source.short}) beside our runs"
     notes = ["The paper does not name its GPU; times of different devices are not comparable. " + PRESET_NOTE]
-    return table("paper_table4", title, columns, [Block(setting.title, rows)], used, cells, notes)
+    return table("paper_table4", title, columns, [Block(setting.title, rows)], used, notes)

@@ -351,7 +351,6 @@ def _fate(data: Mapping[str, Any]) -> Figure:
 def _radii(data: Mapping[str, Any]) -> Figure:
     series, edges = data["series"], data["edges"]
     wide = max(len(s["label"]) for s in series) * 0.056 + 0.15
-    wide = min(wide, 1.9)
     figure = _figure(DOUBLE, 0.85 + 0.3 * len(series))
     ax = _axes(figure, wide, 0.42, DOUBLE - wide - 0.2, 0.3 * len(series) + 0.2)
     for row, s in enumerate(series):
@@ -440,7 +439,7 @@ def _gap(data: Mapping[str, Any]) -> Figure:
         at += 1.25 if i in heads else 0.0
         spots.append(at)
         at += 1.0
-    wide = min(2.3, max(len(b["label"]) for b in bars) * 0.056 + 0.2)
+    wide = max(len(b["label"]) for b in bars) * 0.056 + 0.2
     hatched = any(b["preset"] != "paper" for b in bars)
     foot = 0.22 if hatched else 0.0
     height = 0.165 * at
@@ -476,7 +475,7 @@ def _gap(data: Mapping[str, Any]) -> Figure:
 
 def _seeds(data: Mapping[str, Any]) -> Figure:
     strips = data["strips"]
-    wide = min(2.9, max(len(s["label"]) for s in strips) * 0.056 + 0.2)
+    wide = min(4.0, max(len(s["label"]) for s in strips) * 0.056 + 0.2)
     figure = _figure(DOUBLE, 0.5 + 0.19 * len(strips))
     ax = _axes(figure, wide, 0.4, DOUBLE - wide - 0.2, 0.19 * len(strips))
     for row, s in enumerate(strips):

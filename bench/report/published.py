@@ -179,6 +179,9 @@ def _cell(source: Source, number: int, entry: dict[str, Any]) -> Cell:
     where = f"cell {number} ({entry.get('dataset')} {entry.get('eps')} {entry.get('method')})"
     _known(where, entry, _CELL_KEYS, _NEEDED)
     values = dict(entry)
+    for key in sorted(set(entry) - set(_NUMBERS) - {"n_test"}):
+        if not isinstance(entry[key], str):
+            raise ValueError(f"{where}: {key} = {entry[key]!r} must be a word in quotes")
     for key in _NUMBERS:
         if key in values:
             value = values[key]

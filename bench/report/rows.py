@@ -16,7 +16,7 @@ import numpy as np
 from .. import record
 from ..recipe import PRESETS
 from ..record import Record
-from . import stats, styles
+from . import columns, stats, styles
 from .published import Cell as Published
 from .published import headline
 
@@ -82,7 +82,7 @@ class Checked:
 def check(one: Record) -> Checked:
     """Read the three flags of every example and hold them against the record's counts and their order."""
     try:
-        flags = one.arrays("index", *KINDS)
+        flags = one.arrays(*KINDS)
     except record.RecordError as error:
         return Checked(one, {}, str(error))
     counts = {"correct": one.n_correct, "robust": one.n_robust, "certified": one.n_certified}
@@ -138,6 +138,14 @@ class Pool:
     @cached_property
     def flags(self) -> dict[str, np.ndarray]:
         return self.members[0].flags
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """Which official image each example is; empty if the arrays cannot be read."""
+        try:
+            return self.first.arrays("index")["index"]
+        except record.RecordError:
+            return np.empty(0, np.int32)
 
     @property
     def method(self) -> str:
@@ -218,6 +226,11 @@ class Pool:
             found.append("+")
         return tuple(found)
 
+    @cached_property
+    def csv_rows(self) -> list[dict[str, Any]]:
+        """A row per record, for every csv that shows this pool."""
+        return [columns.record_row(self, r) for r in self.records]
+
     @property
     def may_be_best(self) -> bool:
         """Never bold: subsets, dirty trees, changed recipes, broken guards."""
@@ -281,7 +294,7 @@ class Block:
 def paired_p(a: Pool, b: Pool, kind: str) -> float:
     """Exact McNemar p on the same images; 1.0 (no difference can be claimed) where the images differ."""
     one, two = a.flags, b.flags
-    if not np.array_equal(one["index"], two["index"]):
+    if not np.array_equal(a.index, b.index):
         return 1.0
     only_a = int((one[kind] & ~two[kind]).sum())
     only_b = int((two[kind] & ~one[kind]).sum())

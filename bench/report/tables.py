@@ -94,7 +94,7 @@ def main(inputs: Inputs, setting: Setting) -> Table:
         blocks.append(Block("Published, not measured here", [published_only(c) for c in only]))
     cells = [c for m in sorted(inputs.published_of.get(setting, {})) for c in inputs.published_of[setting][m]]
     notes = protocol(inputs.blocks_of(setting))
-    return table(f"main_{setting.slug}", setting.title, columns, blocks, pools, cells, notes)
+    return table(f"main_{setting.slug}", setting.title, columns, blocks, pools, notes, cells)
 
 
 def main_row(block: Rows, at: int) -> Row:
@@ -183,7 +183,7 @@ def gap(inputs: Inputs) -> Table:
             rows.append(Row(cells, measured_data(pool)))
         if rows:
             blocks.append(Block(f"Preset {preset} ({PRESET_MEANS[preset]})", rows))
-    return table("gap", "Measured minus published, in points", columns, blocks, pools, [], [PRESET_NOTE])
+    return table("gap", "Measured minus published, in points", columns, blocks, pools, [PRESET_NOTE])
 
 
 def has_gap(pool: Pool) -> bool:
@@ -216,7 +216,7 @@ def all_published(inputs: Inputs) -> Table:
             )  # fmt: skip
         blocks.append(Block(setting.title, rows))
     notes = ["Tag: where the number stands. paper, repo, log: the authors' own; secondary: a later source quotes it."]
-    return table("published", "Published numbers", columns, blocks, [], inputs.published, notes)
+    return table("published", "Published numbers", columns, blocks, [], notes, inputs.published)
 
 
 def build(inputs: Inputs) -> list[Table]:

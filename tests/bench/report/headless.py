@@ -39,7 +39,7 @@ class Page:
             [path, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe",
              "--no-first-run", "--disable-dev-shm-usage", f"--user-data-dir={self._profile}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False,
-            preexec_fn=wire,  # noqa: PLW1509
+            preexec_fn=wire,
         )  # fmt: skip
         os.close(to_child)
         os.close(from_child)
@@ -125,7 +125,12 @@ class Page:
 
     def close(self) -> None:
         """End the browser and remove its profile."""
-        self._process.kill()
+        try:
+            self._session = None
+            self.send("Browser.close")
+            self._process.wait(10)
+        except (RuntimeError, OSError, subprocess.TimeoutExpired):
+            self._process.kill()
         self._process.wait()
         os.close(self._out)
         os.close(self._in)

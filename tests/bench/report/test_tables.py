@@ -1,0 +1,350 @@
+"""What tables say and refuse to say: marks, blocks, ties, deltas, and the same numbers in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from bench import record
+from bench.report import detail, fmt, page, paper, published, render, rows, tables
+from bench.report.model import MARKS
+
+
+@pytest.fixture(scope="module")
+def made(inputs):
+    return {t.name: t for t in tables.build(inputs)}
+
+
+def gather(folder):
+    return rows.gather(record.scan(folder)[0], published.load())
+
+
+def find(table, text):
+    return next(row for row in table.rows() if row["method"].text.startswith(text))
+
+
+# --- honesty ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_accuracy_of_a_quick_run_carries_its_mark(made):
+    """No number of a quick run can be copied without the sign that says so."""
+    seen = 0
+    for table in made.values():
+        for row in table.rows():
+            if row.data.get("preset") == "quick":
+                for key in ("clean", "robust", "certified", "delta", "method"):
+                    cell = row[key]
+                    if cell.text not in (fmt.DASH, "n/a", "!") and cell.ref and "#" not in cell.ref:
+                        assert "q" in cell.marks, (table.name, key, cell)
+                        seen += 1
+    assert seen > 50
+
+
+def test_paper_presets_carry_no_preset_mark(made):
+    row = find(made["main_cifar10_8_255"], "l_inf-dist net")
+    assert row["certified"].marks == ()
+
+
+def test_quick_and_paper_never_share_a_block(inputs):
+    for block in inputs.blocks:
+        assert {p.first.preset for p in block.pools} == {block.preset}
+        assert len({(p.n, p.first.data["data"]["checksum"]) for p in block.pools}) == 1
+
+
+def test_a_broken_guard_withholds_the_number_and_is_reported(made, inputs):
+    row = find(made["main_mnist_0.1"], "CROWN-IBP")
+    assert [row[k].text for k in ("clean", "robust", "certified")] == ["!"] * 3
+    assert any("certified => robust => correct" in p for p in inputs.problems)
+
+
+def test_a_withheld_number_stands_in_no_format(made):
+    table = made["main_mnist_0.1"]
+    lines = [line for line in render.csv(table).splitlines() if ",crown_ibp,CROWN-IBP,quick" in line]
+    (values,) = csv.DictReader(io.StringIO(render.csv(table).splitlines()[0] + "\n" + lines[0]))
+    assert values["broken"] == "1"
+    assert values["certified"] == values["clean"] == values["n_certified"] == ""
+
+
+def test_the_validation_split_enters_no_table(inputs, made):
+    assert all(r.split == "test" for r in inputs.records)
+    assert any("validation" in n for n in inputs.notices)
+
+
+def test_a_subset_says_so_and_has_no_delta(made):
+    table = made["main_mnist_0.1"]
+    (row,) = (r for b in table.blocks if "n = 600" in b.heading for r in b.rows)
+    assert "s" in row["certified"].marks
+    assert row["delta"].text == "n/a"
+
+
+def test_a_changed_recipe_is_named_and_never_best(made, inputs):
+    row = find(made["main_mnist_0.1"], "IBP (lr=0.01)")
+    assert "m" in row["certified"].marks
+    assert not any(p.may_be_best for p in inputs.pools if p.overrides)
+
+
+def test_a_contradicted_certificate_is_marked(made):
+    row = next(r for r in made["main_mnist_0.1"].rows() if r.data["method"] == "my_plugin")
+    assert {"c", "b"} <= set(row["certified"].marks)
+
+
+def test_a_dirty_tree_is_marked(made):
+    assert "+" in find(made["main_mnist_0.1"], "GroupSort")["clean"].marks
+
+
+def test_weak_attacks_are_marked(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(rows, "STANDARD_STEPS", 100)
+    make(tmp_path, n=100)
+    table = tables.main(gather(tmp_path), rows.Setting.of("mnist", "linf", record.Eps("0.1").fraction))
+    assert "w" in find(table, "l_inf-dist net")["robust"].marks
+
+
+def test_a_number_far_above_the_paper_is_looked_at_twice(tmp_path, make):
+    make(tmp_path, n=1000, method="groupsort", dataset="mnist", eps="0.3", reach=5.0, skill=3.0, preset="paper")
+    assert any(n.startswith("look twice") for n in gather(tmp_path).notices)
+
+
+# --- best and tied ----------------------------------------------------------------------------------------------------
+
+
+def standing(tmp_path, make, **second):
+    make(tmp_path, n=5000, method="linf_dist", skill=1.5, reach=0.2, preset="paper")
+    make(tmp_path, **{"n": 5000, "method": "ibp", "skill": 1.5, "reach": 0.2, "preset": "paper", **second})
+    return tables.main(gather(tmp_path), rows.Setting.of("mnist", "linf", record.Eps("0.1").fraction))
+
+
+def bold(table):
+    return [row["certified"].text for row in table.rows() if row["certified"].bold]
+
+
+def test_a_clear_winner_is_bold(tmp_path, make):
+    assert len(bold(standing(tmp_path, make, reach=0.1))) == 1
+
+
+def test_overlapping_intervals_are_never_bold(tmp_path, make):
+    assert bold(standing(tmp_path, make, reach=0.197)) == []
+
+
+def test_what_cannot_be_separated_from_the_best_is_marked_tied(tmp_path, make):
+    table = standing(tmp_path, make, noise="linf_dist")  # the very same images
+    marks = [row["certified"].marks for row in table.rows() if row.data["kind"] == "measured"]
+    assert [("t" in m) for m in marks] == [False, True]
+
+
+def test_class_d_and_class_r_never_compete(tmp_path, make):
+    assert bold(standing(tmp_path, make, reach=0.1, cls="R")) == []
+
+
+def test_measured_and_published_never_compete(made):
+    for table in made.values():
+        assert not any(row["certified"].bold for row in table.rows() if row.data.get("kind") == "published")
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_pooled_into_one_row_with_their_spread(made):
+    (row,) = (r for r in made["main_mnist_0.1"].rows() if r["seeds"].text.startswith("3"))
+    assert re.match(r"3: sd \d+\.\d, [\d.]+\.\.[\d.]+$", row["seeds"].text)
+
+
+def test_the_same_seed_twice_counts_once(tmp_path, make):
+    make(tmp_path / "a", n=50, finished="2026-01-01")
+    newer = make(tmp_path / "b", n=50, finished="2026-02-01", train_s=9.0)
+    inputs = gather(tmp_path)
+    assert [p.k for p in inputs.pools] == [1]
+    assert inputs.pools[0].first.id == newer.id
+    assert any("one cell and seed" in n for n in inputs.notices)
+
+
+def test_every_seed_is_a_row_of_the_csv(made):
+    lines = list(csv.DictReader(io.StringIO(render.csv(made["main_mnist_0.1"]))))
+    mine = [x for x in lines if (x["method"], x["published"], x["n"]) == ("linf_dist", "0", "1000")]
+    assert sorted(x["seed"] for x in mine) == ["0", "1", "2"]
+    for x in mine:
+        assert float(x["certified"]) == 100 * int(x["n_certified"]) / int(x["n"])
+
+
+# --- published --------------------------------------------------------------------------------------------------------
+
+
+def test_published_numbers_stand_beside_measured_ones_and_below(made):
+    table = made["main_cifar10_8_255"]
+    row = find(table, "l_inf-dist net")
+    assert row["published"].text == "56.8 / 37.46 / 33.3"
+    assert set(row["published"].marks) == {"\u2020", "e"}
+    below = table.blocks[-1]
+    assert below.heading == "Published, not measured here"
+    assert not {r.data["method"] for r in below.rows} & {"linf_dist", "ibp"}
+
+
+def test_delta_is_measured_minus_published(made, inputs):
+    row = find(made["main_cifar10_8_255"], "l_inf-dist net")
+    pool = next(p for p in inputs.pools if p.method == "linf_dist" and p.first.dataset == "cifar10")
+    assert row["delta"].text == fmt.points(pool.percent("certified") - fmt.Fraction("33.3"), 2)
+
+
+def test_paper_table_1_shows_every_published_row_in_order_with_ours_or_a_dash(made):
+    table = made["paper_table1"]
+    rows_ = [r for r in table.rows() if r.data["kind"] == "published"]
+    assert len(rows_) == 19
+    assert [b.heading for b in table.blocks] == [
+        "MNIST, eps = 0.3",
+        "Fashion-MNIST, eps = 0.1",
+        "CIFAR-10, eps = 8/255",
+    ]
+    ours = {r.data["method"]: r for r in table.blocks[2].rows}
+    assert ours["linf_dist"]["preset"].text == "paper"
+    assert ours["colt"]["certified"].text == fmt.DASH
+    assert ours["linf_dist"]["p_certified"].text == "33.3"
+
+
+def test_our_row_beside_the_paper_is_of_the_best_preset(tmp_path, make):
+    for preset in ("quick", "paper", "hour"):
+        make(tmp_path, n=100, method="ibp", eps="0.3", preset=preset)
+    table = paper.paper(gather(tmp_path), 1)
+    assert next(r for r in table.rows() if r.data["method"] == "ibp")["preset"].text == "paper"
+
+
+def test_table_2_and_4_are_there(made):
+    assert len(list(made["paper_table2"].rows())) == 5
+    assert [r["p_epoch"].text for r in made["paper_table4"].rows()] == ["17.4", "112.4", "43.3", "19.7", "19.7"]
+
+
+# --- cost, league, radius ---------------------------------------------------------------------------------------------
+
+
+def test_cost_never_mixes_devices_in_a_block(made):
+    headings = [b.heading for b in made["cost"].blocks]
+    assert len(headings) == len(set(headings)) == 2
+    for block in made["cost"].blocks:
+        assert len({r["device"].text for r in block.rows}) == 1
+
+
+def test_the_league_counts_only_runs_within_the_budget(made):
+    table = made["league_cpu"]
+    ibp = find(table, "IBP")
+    assert (
+        ibp["b3600"].text == find(made["ablation"], "IBP")["certified"].text or ibp["b3600"].text != ibp["b14400"].text
+    )
+    values = [ibp[f"b{limit}"].sort for limit, _ in detail.BUDGETS]
+    known = [v for v in values if v is not None]
+    assert known == sorted(known)
+
+
+def test_radii_are_counted_from_the_arrays(made, inputs):
+    pool = next(p for p in inputs.pools if p.method == "linf_dist" and p.first.dataset == "cifar10")
+    radius = pool.first.arrays("radius")["radius"]
+    row = find(made["radius_cifar10"], "l_inf-dist net")
+    assert row["at4"].sort == int((radius.astype(float) >= 8 / 255).sum())
+    assert row["at0"].sort == pool.first.n_correct
+
+
+def test_runs_name_the_command_that_repeats_them(made):
+    commands = [r["command"].text for r in made["runs"].rows()]
+    assert "bench run -m ibp -d mnist --eps 0.1 --preset quick --seed 0 --set lr=0.01" in commands
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_has_at_most_nine_columns_and_equal_rows(made):
+    for table in made.values():
+        lines = [x for x in render.markdown(table).splitlines() if x.startswith("|")]
+        for line in lines:
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            assert 1 <= len(cells) <= 9, (table.name, line)
+
+
+def test_markdown_starts_with_setting_n_version_and_records(made):
+    first = render.markdown(made["main_mnist_0.1"]).splitlines()[0]
+    assert re.match(r"MNIST, eps = 0\.1; n = 600\.\.1000; certbench \S+; \d+ records$", first)
+
+
+def test_a_hostile_title_is_only_text(made):
+    table = made["main_mnist_0.1"]
+    assert "<script>" not in render.markdown(table)
+    assert "<script>" not in page._html_table(table, table.name)
+    assert r"\textless{}script" in render.tex(table)
+
+
+def test_tex_is_booktabs_with_equal_rows_and_balanced_braces(made):
+    for table in made.values():
+        lines = render.tex(table).splitlines()
+        body = "\n".join(x for x in lines if not x.startswith("%"))
+        assert body.isascii()
+        bare = body.replace(r"\{", "").replace(r"\}", "")
+        assert bare.count("{") == bare.count("}"), table.name
+        assert body.count("\\toprule") == body.count("\\bottomrule") == 1
+        width = len(re.search(r"\\begin\{tabular\}\{@\{\}(\w+)@\{\}\}", body)[1])
+        for line in body.splitlines():
+            if line.endswith(r"\\") and "multicolumn" not in line:
+                assert len(re.split(r"(?<!\\)&", line)) == width, (table.name, line)
+            for char in "#%":
+                assert char not in line.replace(f"\\{char}", ""), (table.name, line)
+
+
+def test_legends_explain_exactly_the_signs_that_occur(made):
+    for table in made.values():
+        shown = {m for row in table.rows() for c in table.columns_for("md") for m in row[c.key].marks}
+        assert shown <= {sign for sign, _ in table.legend("md")}, table.name
+        assert {sign for sign, _ in table.legend("md")} - shown <= {fmt.DASH, "n/a", "!"}, table.name
+        assert shown <= set(MARKS)
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.depth = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.depth += tag in ("sup", "small")
+
+    def handle_endtag(self, tag):
+        self.depth -= tag in ("sup", "small")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1] and not self.depth:
+            self.rows[-1][-1] += data
+
+
+def test_markdown_tex_and_html_carry_the_same_numbers(made):
+    for name in ("main_mnist_0.1", "main_cifar10_8_255", "paper_table1", "cost", "league_cpu"):
+        table = made[name]
+        columns = [c.key for c in table.columns_for("md")]
+        parser = Cells()
+        parser.feed(page._html_table(table, name))
+        shown = [c.key for c in table.columns_for("html")]
+        body = [r for r in parser.rows[1:] if len(r) == len(shown)]
+        assert len(body) == len(list(table.rows()))
+        tex = render.tex(table)
+        for row, cells in zip(table.rows(), body, strict=True):
+            for key in columns:
+                text = row[key].text
+                assert cells[shown.index(key)].strip() == fmt.printable(text), (name, key)
+                if re.fullmatch(r"[\d.]+", text):
+                    assert text in tex
+
+
+def test_the_long_csv_holds_one_number_per_line(inputs):
+    from bench.report import assemble
+
+    lines = list(csv.DictReader(io.StringIO(assemble._everything(inputs)["tables/long.csv"].decode())))
+    certified = [x for x in lines if x["metric"] == "certified" and x["published"] == "0"]
+    assert len(certified) == sum(r.id not in {p.first.id for p in inputs.pools if p.broken} for r in inputs.records)
+    assert all(float(x["lo"]) <= float(x["value"]) <= float(x["hi"]) for x in certified)
+
+
+def test_without_records_the_published_tables_remain(tmp_path):
+    names = {t.name: t for t in tables.build(gather(tmp_path))}
+    assert "main_mnist_0.3" in names
+    assert len(list(names["paper_table1"].rows())) == 19
+    assert "Nothing here yet" in render.markdown(names["cost"])
