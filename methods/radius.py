@@ -34,7 +34,7 @@ def certified_radius(net: ReluNet, x: Tensor, y: Tensor, certify: Certify | None
     with torch.no_grad():
         gap = margin(net(x), y)
         guess = _search(net, x, y)
-        good = _probe(certify or (lambda radius: ibp_margin_at(net, x, y, radius)), guess, gap)
+        good = refine(certify or (lambda radius: ibp_margin_at(net, x, y, radius)), guess, gap)
     return torch.where(gap > 0, good.double(), torch.zeros_like(gap))
 
 
@@ -50,10 +50,11 @@ def _search(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
     return good
 
 
-def _probe(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
-    """A rigorous bracket around the guess, closed by secants, since bounds are nearly linear there.
+def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
+    """The largest radius, [B] float32, at which `certify` holds: a bracket around `guess`, closed by secants.
 
-    Where they are not, one end would stay for ever: the Illinois rule halves its value each time it does.
+    Bounds are nearly linear there; where they are not, one end would stay for ever, so the Illinois rule halves its
+    value each time it does. `gap` [B] float64 is the margin at radius 0.
     """
     good, bad = torch.zeros_like(guess), torch.ones_like(guess)
     at_good, at_bad = gap.clone(), torch.full_like(gap, -torch.inf)

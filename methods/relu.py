@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import Bound, DataSpec, Eps, Losses, Method, Step, bounded, margin
+from bench import Bound, DataSpec, Eps, Losses, Method, Recipe, Step, bounded, margin
 
 from .box import Passed
 from .interval_net import ibp_bound
@@ -32,6 +32,7 @@ class ReluRecipe(NetRecipe):
 
 
 N = TypeVar("N", bound=NetRecipe)
+R = TypeVar("R", bound=Recipe)
 
 SMOOTH_POWER = 4.0  # of the first part of the smoothed ramp, in every published recipe
 
@@ -119,7 +120,7 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (margin(logits.detach(), y) > 0).float().mean()
 
 
-def shortened(paper: N, epochs: int, **changes: Any) -> N:
+def shortened(paper: R, epochs: int, **changes: Any) -> R:
     """The same run in fewer epochs: ramps and milestones keep their share of the run."""
     factor = epochs / paper.epochs
     start, end = paper.eps_ramp
