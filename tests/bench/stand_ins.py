@@ -115,7 +115,8 @@ class DistMethod(Method):
         if not self.closed:
             return None
         right = margin(net(x), y) > 0
-        radius = bisect_radius(lambda r: right & (self.lower(net, *box_float32(x, r), y) > 0), len(x)).double()
+        holds = lambda r: right & (self.lower(net, *box_float32(x, r), y) > 0)  # noqa: E731
+        radius = bisect_radius(holds, len(x), device=x.device).double()
         return radius * (1 + 1e-5) if self.cheat == "inflated radius" else radius
 
     def attack_models(self, net):

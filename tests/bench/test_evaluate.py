@@ -1,5 +1,6 @@
 """Evaluation: what it reports is right on nets with known answers, and a false certificate never gets through."""
 
+import copy
 import itertools
 import json
 import math
@@ -123,6 +124,27 @@ def test_class_d_results_do_not_depend_on_the_order(tiny, honest):
     order = torch.arange(31, -1, -1)
     other = judge(S.DistMethod(), net, data.subset(order))
     assert all(np.array_equal(honest.arrays[k][order], other.arrays[k]) for k in honest.arrays)
+
+
+def test_class_d_results_do_not_depend_on_the_thread_count(tiny, honest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - min(before, 2))
+    try:
+        other = judge(S.DistMethod(), *tiny)
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(honest.arrays[k], other.arrays[k]) for k in honest.arrays)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_class_d_certificates_are_the_same_on_a_gpu(tiny, honest):
+    """P29: bounds, margins and radii bit for bit; attacks may differ, their gradients are sums."""
+    net, data = tiny
+    moved = type(data)(data.images.cuda(), data.labels.cuda(), data.index.cuda(), data.levels)
+    other = judge(S.DistMethod(), copy.deepcopy(net).cuda(), moved)
+    for name in ("margin", "bound_interval", "radius", "pred", "certified"):
+        assert np.array_equal(honest.arrays[name], other.arrays[name]), name
 
 
 def test_evaluating_twice_gives_the_same(tiny, honest):
