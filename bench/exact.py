@@ -146,7 +146,7 @@ def reduced_precision(net: nn.Module, device: torch.device | str = "cpu") -> lis
     """Operations that do not compute in float32 here, by computing: A @ I must be A, bit for bit, and so on.
 
     The shapes are those of the net's layers, because small ones take other kernels: bf16 matmul on a CPU passes at
-    16 x 16 and fails at 64 x 64 (trust.md P23).
+    16 x 16 and fails at 64 x 64.
     """
     widths = {m.in_features for m in net.modules() if isinstance(m, nn.Linear) and m.in_features <= _WIDEST_PROBE}
     found = []

@@ -15,8 +15,8 @@ from .nets import DistNet, Smoothed
 from .recipes import DistRecipe
 from .training import build_optimizer, set_schedule
 
-# At p = inf an input gradient touches one pixel per logit; at these p it touches many. No single p is safe (trust.md
-# P36), and both are on the coarse grid that kernels serve fastest.
+# At p = inf an input gradient touches one pixel per logit; at these p it touches many. No single p is safe to
+# rely on, and both are on the coarse grid that kernels serve fastest.
 SURROGATE_P = (98.0, 34.0)
 
 

@@ -20,7 +20,7 @@ from .layers import MOMENTUM, DistConv2d, DistLinear, MeanShift, Normalize
 if TYPE_CHECKING:
     from .recipes import DistRecipe
 
-# Per-channel means and ONE std per data set, as all three official repositories have them (linf_dist.md 0.3). CIFAR's
+# Per-channel means and ONE std per data set, as all three official repositories have them. CIFAR's
 # 0.2009 is not the pixel std (about 0.247); keep it: initial weights and learning rates live in these units.
 NORMALISATION: dict[str, tuple[tuple[float, ...], float]] = {
     "mnist": ((0.1307,), 0.3081),

@@ -1,6 +1,6 @@
 """Optimiser and schedules of distance nets: Adam with a tiny eps, p from 8 to infinity, l_p weight decay.
 
-Sources: linf_dist.md sections 2.8, 3.8-3.10, 4.5 (official repositories' scripts and code).
+Sources: code and scripts of zbh2047/L_inf-dist-net (ICML 2021) and L_inf-dist-net-v2 (ICLR 2022).
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class DistMethod(Method):
 class Canary(nn.Module):
     """Two classes, centres A = x - t s and B = x + q s: the nearest point of equal logits is x + r s, r = margin / 2.
 
-    Every certificate with a radius above r is false, and only one direction in 2^d shows it (trust.md P5).
+    Every certificate with a radius above r is false, and only one direction in 2^d shows it.
     """
 
     def __init__(self, x, s, t, q):

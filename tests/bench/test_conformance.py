@@ -1,4 +1,4 @@
-"""Every vice of trust.md P49 that a plugin can have is found, by the check that is there for it, in one line."""
+"""Every vice that a plugin can have is found, by the check that is there for it, in one line."""
 
 from __future__ import annotations
 

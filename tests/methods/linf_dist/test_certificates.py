@@ -101,7 +101,7 @@ def test_bounds_do_not_depend_on_batch_order_or_threads():
 
 
 def canary(seed, shift=0.0):
-    """A net whose true minimal adversarial distance is exactly half its margin (trust.md P5).
+    """A net whose true minimal adversarial distance is exactly half its margin.
 
     z_0 = -|x - A|, z_1 = -|x - B| with A = x - t s and B = x + q s, s a sign vector: the nearest point where they tie
     is x + (q - t)/2 s, and the margin there is q - t.

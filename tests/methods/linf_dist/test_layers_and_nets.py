@@ -1,4 +1,4 @@
-"""Distance layers and nets: what linf_dist.md sections 1, 3 and 11 say must hold."""
+"""Distance layers and nets: what the papers say must hold."""
 
 import dataclasses
 import math
@@ -85,7 +85,7 @@ def test_a_convolution_is_the_distance_of_every_patch(stride):
 
 
 def test_identity_start_copies_the_input():
-    """With |h| <= 2 the layer returns h_{k mod d} + 10 exactly at p = inf (linf_dist.md 3.6)."""
+    """With |h| <= 2 the layer returns h_{k mod d} + 10 exactly at p = inf."""
     torch.manual_seed(0)
     layer = DistLinear(16, 40, identity=10.0)
     h = torch.rand(50, 16) * 4 - 2
@@ -197,7 +197,7 @@ def layers_of(*weights: torch.Tensor) -> list[DistLinear]:
 
 
 def test_two_layers_interpolate_any_1_lipschitz_function():
-    """McShane: hidden |x - x_i|, output max_i (f_i - |x - x_i|) equals f at every x_i (linf_dist.md 11.7a)."""
+    """McShane: hidden |x - x_i|, output max_i (f_i - |x - x_i|) equals f at every x_i."""
     torch.manual_seed(0)
     points = torch.rand(20, 4, dtype=torch.float64).float()
     values = points.sum(1) / 4  # 1-Lipschitz in l_inf
@@ -208,7 +208,7 @@ def test_two_layers_interpolate_any_1_lipschitz_function():
 
 
 def test_three_layers_are_the_nearest_neighbour_classifier():
-    """Margin = distance to the nearest point of another class: the optimal certified radius (linf_dist.md 11.7b)."""
+    """Margin = distance to the nearest point of another class: the optimal certified radius."""
     torch.manual_seed(1)
     points, labels = torch.rand(30, 6), torch.arange(30) % 3
     one = torch.where(labels[None] == torch.arange(3)[:, None], 1.5, 0.5)  # R = 1

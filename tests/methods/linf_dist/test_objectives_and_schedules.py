@@ -1,4 +1,4 @@
-"""Objectives, schedules, weight decay and recipes against their formulas and the published logs (linf_dist.md 2-5)."""
+"""Objectives, schedules, weight decay and recipes against their formulas, the scripts and the released logs."""
 
 import dataclasses
 import math
@@ -82,7 +82,7 @@ def test_worst_case_cross_entropy_bounds_every_point_of_the_feature_box():
 
 
 def test_p_follows_the_released_log():
-    """CIFAR-10, (P0, P1) = (100, 1250): 12.12 at epoch 199 .. inf from 1250 (linf_dist.md 2.8)."""
+    """CIFAR-10, (P0, P1) = (100, 1250): 12.12 at epoch 199 .. inf from 1250."""
     recipe = recipe_of(v2_recipes, "cifar10", "8/255")
     seen = {e: p_at(recipe, e + 97 / 98) for e in (99, 199, 699, 1249)}
     assert seen[99] == 8.0
@@ -103,7 +103,7 @@ def test_learning_rates_of_both_papers_at_epoch_50():
 
 
 def test_theta_in_normalised_units_matches_the_logs():
-    """v2 logs eps 0.4684 for CIFAR 8/255 and 1.4606 for MNIST 0.3 (linf_dist.md 9.10)."""
+    """v2 logs eps 0.4684 for CIFAR 8/255 and 1.4606 for MNIST 0.3."""
     cifar, mnist = recipe_of(v2_recipes, "cifar10", "8/255"), recipe_of(v2_recipes, "mnist", "0.3")
     assert cifar.eps_train / 0.2009 == pytest.approx(0.4684, abs=1e-4)
     assert mnist.eps_train / 0.3081 == pytest.approx(1.4606, abs=1e-4)
@@ -187,7 +187,7 @@ def test_every_method_has_quick_recipes_for_the_small_sets_and_no_doubles(name):
 
 
 def test_the_mnist_rows_of_the_papers_table():
-    """linf_dist.md 5.1 and 5.2, field by field for one row each."""
+    """The official scripts, field by field for one row each."""
     v1, v2 = recipe_of(v1_recipes, "mnist", "0.3"), recipe_of(v2_recipes, "mnist", "0.3")
     expected_v1 = {"epochs": 400, "p_hold": 50, "p_inf_from": 350, "batch_size": 512, "lr": 0.02, "lr_hold": 50,
                    "eps_train": 0.45, "weight_decay": 5e-3, "mix": 0.75, "crop_pad": 1, "crop_mode": "zeros",

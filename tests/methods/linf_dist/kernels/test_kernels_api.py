@@ -271,7 +271,7 @@ def test_compiled_layer_equals_eager(p: float) -> None:
 
 
 def test_coarse_even_p() -> None:
-    """Grid of kernels.md: even, monotone, within a factor 1.25 of p, the ends kept."""
+    """The grid is even, monotone, within a factor 1.25 of p, the ends kept."""
     grid = [coarse_even_p(8 * 1.01**k) for k in range(486)]
     assert sorted(set(grid)) == [8, 10, 12, 14, 18, 26, 34, 50, 66, 98, 130, 194, 258, 386, 514, 770, 1026]
     assert grid == sorted(grid)
