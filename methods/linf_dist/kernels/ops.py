@@ -53,9 +53,7 @@ def _done(result: int) -> bool:
     return result == build.RETURN_OK
 
 
-@torch.library.custom_op("certbench::lp_dist", mutates_args=())
-def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
-    """(distances [B, O], code): code is int32 [B, O] at p = inf `with_code`, else [0, 0]; see `reference.forward`."""
+def _forward(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
     x, w = x.contiguous(), w.contiguous()
     native = _native(x, w)
     if native is not None:
@@ -70,6 +68,12 @@ def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Te
     return reference.forward(x, w, p, with_code)
 
 
+@torch.library.custom_op("certbench::lp_dist", mutates_args=())
+def lp_dist(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
+    """(distances [B, O], code): code is int32 [B, O] at p = inf `with_code`, else [0, 0]; see `reference.forward`."""
+    return _forward(x, w, p, with_code)
+
+
 @lp_dist.register_fake
 def _(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
     # `p == inf`, not `math.isinf`: under torch.compile a p that changes between calls is a symbol
@@ -78,11 +82,9 @@ def _(x: Tensor, w: Tensor, p: float, with_code: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape), code
 
 
-@torch.library.custom_op("certbench::lp_dist_backward", mutates_args=())
-def lp_dist_backward(
+def _gradients(
     grad: Tensor, x: Tensor, w: Tensor, y: Tensor, code: Tensor, p: float, need_x: bool, need_w: bool
 ) -> tuple[Tensor, Tensor]:
-    """(dx [B, I], dw [O, I]); the one not needed is [0, 0] (an op cannot return None)."""
     grad, x, w = grad.contiguous(), x.contiguous(), w.contiguous()  # the gradient of `sum` has stride 0
     native = _native(x, w)
     if native is not None and (need_x or need_w):
@@ -101,6 +103,14 @@ def lp_dist_backward(
         return gpu.backward(grad, x, w, y, code, p, need_x, need_w)
     dx, dw = reference.backward(grad, x, w, y, code, p)
     return dx if need_x else x.new_empty(0, 0), dw if need_w else w.new_empty(0, 0)
+
+
+@torch.library.custom_op("certbench::lp_dist_backward", mutates_args=())
+def lp_dist_backward(
+    grad: Tensor, x: Tensor, w: Tensor, y: Tensor, code: Tensor, p: float, need_x: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx [B, I], dw [O, I]); the one not needed is [0, 0] (an op cannot return None)."""
+    return _gradients(grad, x, w, y, code, p, need_x, need_w)
 
 
 @lp_dist_backward.register_fake
@@ -127,6 +137,30 @@ def _backward(ctx, grad, _grad_code):  # type: ignore[no-untyped-def]
 
 
 lp_dist.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same two functions without the dispatcher: 0.15 ms less per layer and step, half of a small layer."""
+
+    @staticmethod
+    def forward(ctx, x, w, p, with_code):  # type: ignore[no-untyped-def]
+        y, code = _forward(x, w, p, with_code)
+        ctx.p = p
+        ctx.save_for_backward(x, w, y, code)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, w, y, code = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[:2]
+        dx, dw = _gradients(grad, x, w, y, code, ctx.p, need_x, need_w)
+        return dx if need_x else None, dw if need_w else None, None, None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Memory behind it, not a fake or wrapped tensor of a tracer, whose ops must go through the dispatcher."""
+    return type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 @torch.library.custom_op("certbench::linf_interval", mutates_args=())
@@ -174,7 +208,10 @@ def dist(x: Tensor, w: Tensor, p: float) -> Tensor:
     """
     _check(x, w, p)
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    return lp_dist(x, w, float(p), wants_gradient and p == math.inf)[0]
+    with_code = wants_gradient and p == math.inf
+    if torch.compiler.is_compiling() or not (_is_plain(x) and _is_plain(w)):
+        return lp_dist(x, w, float(p), with_code)[0]
+    return _Eager.apply(x, w, float(p), with_code) if wants_gradient else _forward(x, w, float(p), False)[0]
 
 
 def interval(lower: Tensor, upper: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

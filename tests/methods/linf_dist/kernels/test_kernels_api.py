@@ -285,3 +285,23 @@ def test_kernel_info_names_the_code_that_runs() -> None:
     info = kernel_info()
     assert info["backend"] in ("native", "reference")
     assert {"reason", "source_sha256", "flags", "compiler", "isa", "threads"} <= info.keys()
+
+
+@pytest.mark.parametrize("p", [8.0, math.inf])
+def test_the_op_equals_the_eager_function(p: float) -> None:
+    """Plain tensors skip the dispatcher; compiled and traced ones do not. Both must be the same layer."""
+    x, w, g = pair((9, 40, 7), seed=15)
+    y, dx, dw = value_and_grads(x, w, g, p)
+    leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+    again, _ = ops.lp_dist(*leaves, p, True)
+    assert torch.equal(again, y)
+    for a, b in zip(torch.autograd.grad(again, leaves, g), (dx, dw), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """A silent zero would look like a flat loss."""
+    x = torch.randn(3, 4, requires_grad=True)
+    (dx,) = torch.autograd.grad(dist(x, torch.randn(2, 4), 8).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiat"):
+        dx.sum().backward()
