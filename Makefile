@@ -6,6 +6,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+FIRST := .bench/first
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml constraints.txt constraints-lirpa.txt
 PIP := "$(BIN)/python" -m pip install --disable-pip-version-check $(PIPFLAGS)
@@ -18,9 +19,10 @@ help:
 	@echo "make lock       rewrite constraints.txt from a fresh environment"
 	@echo "variables: PYTHON=/path/to/python3  TORCH_INDEX=address of a CPU wheel index  PIPFLAGS='--no-index --find-links DIR'"
 
+# A folder of its own: results/measured holds committed records, and what is recorded there is not trained again.
 run: $(STAMP)
-	@"$(BIN)/bench" run --method linf_dist_v2 --dataset digits --preset quick
-	@"$(BIN)/bench" report
+	@"$(BIN)/bench" run --method linf_dist_v2 --dataset digits --preset quick --results $(FIRST)/results
+	@"$(BIN)/bench" report --results $(FIRST)/results --out $(FIRST)/reports
 
 test: $(STAMP)
 	@"$(BIN)/python" -m pytest

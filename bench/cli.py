@@ -18,6 +18,7 @@ from .errors import BenchError, Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 EPILOG = "First steps: bench run (trains and certifies a net on digits in minutes), bench list methods, bench doctor."
+REPORTS = "reports"  # where the committed tables and figures go
 
 
 class _Group(click.Group):
@@ -250,10 +251,12 @@ def list_(
 
 @main.command()
 @click.option("--results", metavar="DIR", default="results/measured", show_default=True, help="Folder of records.")
-@click.option("--out", metavar="DIR", default="reports", show_default=True, help="Where tables and figures go.")
+@click.option("--out", metavar="DIR", default=REPORTS, show_default=True, help="Where tables and figures go.")
 @click.option("--published", metavar="DIR", help="Published numbers (default: those of the suite).")
 @click.option(
-    "--readme", metavar="FILE", help="Fill the marked blocks of this file [default: README.md if it has them]."
+    "--readme",
+    metavar="FILE",
+    help="Fill the marked blocks of this file [default: README.md if it has them, with the default --out].",
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the files differ from what the records give.")
 @json_option
@@ -266,7 +269,7 @@ def report(results: str, out: str, published: str | None, readme: str | None, ch
         Path(out),
         published_dir=Path(published) if published else None,
         check=check,
-        readme=Path(readme) if readme else _marked_readme(),
+        readme=Path(readme) if readme else _marked_readme() if out == REPORTS else None,
     )
     if as_json:
         _print_json({"records": done.records, "page": str(done.page), "exit_code": done.exit_code, "lines": done.lines})
