@@ -6,7 +6,6 @@ were issued. Training seconds come from the training loop, attack seconds from t
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -20,6 +19,7 @@ from .chunks import Chunks, is_out_of_memory
 from .contract import DataSpec, Method
 from .eps import Eps
 from .exact import exact_eval
+from .memory import peak_memory_bytes
 
 REPEATS = 7  # timed batches; the median of 5 and more is stable against a neighbour's burst
 BUDGET_S = 4.0  # per timed operation: slow certificates are timed on fewer batches, at least one
@@ -81,18 +81,6 @@ def seconds(work: Callable[[], Any], device: torch.device, repeats: int = REPEAT
         wait()
         times.append(time.perf_counter() - began)
     return median(times)
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Largest memory so far: of the CUDA allocator on a GPU, else resident memory of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _flops(method: Method, net: nn.Module, data: DataSpec) -> int | None:

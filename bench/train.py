@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .contract import DataSpec, Method, Step
-from .cost import peak_memory_bytes
 from .data.batches import augment, batch_order, center_crop
 from .data.dataset import Split, to_pixels
 from .eps import Eps
 from .errors import BenchError, Interrupted, NumericalError
+from .memory import peak_memory_bytes
 from .optimizer_state import pack_optimizer, unpack_optimizer
 from .progress import Progress
 from .seeding import seed_of
