@@ -144,6 +144,14 @@ def test_vice_is_found_by_its_check_in_one_line(vice: str, tmp_path: Path) -> No
     assert outcome.detail.isprintable() and "vice" in outcome.detail
 
 
+def test_exact_bound_is_not_taken_for_unsound(tmp_path: Path) -> None:
+    """The linear net's true minimum over the ball, attained by the descent: the tightest bound there can be."""
+    code = VICES["exact_bound_and_a_little_more"][2]
+    assert " + 3e-4" in code
+    outcome = outcome_of(5, subject_of(tmp_path, with_vice(code.replace(" + 3e-4", ""))))
+    assert outcome.ok, outcome.detail
+
+
 def test_method_that_sheds_its_guard_is_found(tmp_path: Path) -> None:
     unguarded = (
         "\nVice.margin_bound = lambda self, n, x, y, e: Bound(margin(n(x.float()), y) - 2 * float(e), 'a', 'R')\n"
