@@ -83,6 +83,14 @@ def test_margins_and_predictions_are_the_nets_own(tiny, honest):
     assert np.array_equal(honest.arrays["index"], data.index.numpy())
 
 
+def test_margins_are_kept_in_float64():
+    """Rounded to float32 a margin can fall below the class D bound of its own logits."""
+    net, data = S.linear(), S.random_split(40)
+    kept = judge(S.LinearMethod(), net, data, attacks=NO_ATTACK).arrays["margin"]
+    assert np.array_equal(kept, margin(net(data.pixels(slice(0, None))), data.labels).detach().numpy())
+    assert (kept != kept.astype(np.float32)).any()
+
+
 def test_certified_needs_a_right_prediction(tiny, honest):
     assert not (honest.arrays["certified"] & ~honest.arrays["correct"]).any()
     assert not honest.arrays["radius"][~honest.arrays["correct"]].any()
