@@ -28,6 +28,7 @@ class Estimate:
     train_s: float | None
     eval_s: float | None
     how: str
+    at_least: bool = False
 
     @property
     def total_s(self) -> float | None:
@@ -117,7 +118,7 @@ def _timed(fields: dict[str, Any], device: Any, budget_s: float) -> Estimate:
     timer = Timer(registry.get(fields["method"]), planned.recipe, spec(fields["dataset"]), n_train, device)
     timer.run(budget_s)
     timing = timer.result(sizes.n_val if held_out else sizes.n_test, attack_budget(fields["preset"]))
-    return Estimate(timing.train_s, timing.eval_s, timing.how)
+    return Estimate(timing.train_s, timing.eval_s, timing.how, timing.at_least)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ class Plan:
         if guess.train_s is None or guess.eval_s is None:
             return f"{at}{guess.how}"
         left = guess.train_s * (1 - (share or 0.0))
+        if guess.at_least:
+            return f"{at}more than {duration(left)}"
         total, parts = duration(left + guess.eval_s), f"training {duration(left)}, evaluation {duration(guess.eval_s)}"
         return f"{at}about {total} ({parts})"
 
@@ -168,7 +170,9 @@ def paper_on_cpu(plan: Plan) -> list[str]:
             if r.dataset == cell.dataset and str(r.eps) == cell.eps and r.preset != "paper"
         ]
         guess = plan.estimates.get(cell.id)
-        time = f"about {duration(guess.total_s)}" if guess and guess.total_s is not None else "very long"
+        time = "too long to be timed"
+        if guess and guess.total_s is not None:
+            time = f"{'more than' if guess.at_least else 'about'} {duration(guess.total_s)}"
         cheaper = ", ".join(f"--preset {p}" for p in dict.fromkeys(have)) or "none for this eps"
         lines.append(f"{cell.label}: {time} on this CPU; cheaper: {cheaper}; as published: --preset paper")
     return lines

@@ -23,9 +23,9 @@ from .train import Loop, in_training_thread, make_step, seed_everything
 
 PHASES = 6  # points of the schedule, in the middle of equal parts
 SMALL = 2  # images of the first, careful step: a paper's net takes minutes per batch on a CPU (and BN needs 2)
-GROWTH = 4
+GROWTH = 8
 HOPELESS_S = 60.0  # a first step of so many seconds is not repeated
-STEPS = 3  # timed steps per phase, their median counts
+STEPS = 3  # timed steps per phase; the fastest counts, the others met the neighbours
 EVAL_IMAGES = 32
 
 
@@ -46,6 +46,7 @@ class Timing:
     epochs: int
     steps: int
     eval_s: float
+    at_least: bool = False  # one step took so long that only a lower bound is known
 
     @property
     def s_per_epoch(self) -> float:
@@ -60,6 +61,8 @@ class Timing:
     @property
     def how(self) -> str:
         """One phrase that says what was measured."""
+        if self.at_least:
+            return f"one step of {self.batch} images, a lower bound"
         part = f" of {self.batch} images, scaled to {self.recipe_batch}" if self.batch < self.recipe_batch else ""
         return f"{self.steps} timed steps{part} at {len(self.step_s)} points of the schedule"
 
@@ -74,7 +77,7 @@ class Timer:
         self.times: list[list[float]] = [[] for _ in range(PHASES)]
         self.steps = 0
         self.batch = min(SMALL, recipe.batch_size)
-        self.scale = 1.0
+        self.scale, self.at_least = 1.0, False
         seed_everything(0, "timing")
         self.net = method.build(self.spec, recipe).to(device)
         self.x, self.y = self._noise(recipe.batch_size)
@@ -97,7 +100,7 @@ class Timer:
             self._grow(budget_s)
         for place in (0, PHASES - 1, *range(1, PHASES - 1)):  # the ends first, if time is short
             left = end - time.perf_counter()
-            if left <= 0 and self.times[0]:
+            if self.times[0] and (left <= 0 or self.at_least):
                 return
             took = self._step(place)  # another p may mean another kernel: this one warms it up
             count = min(STEPS, int(left / PHASES / max(took, 1e-9)))
@@ -108,16 +111,24 @@ class Timer:
 
         A step costs a constant (the optimiser) plus something per image; two sizes tell the two apart.
         """
-        if self._step(0) > HOPELESS_S:  # cold: a kernel may be compiled in it
-            self.scale = self.recipe.batch_size / self.batch
+        first = self._step(0)  # cold: a kernel may be compiled in it
+        if first > HOPELESS_S:
+            self.at_least = True
+            self.times[0].append(first)
             return
-        smaller, time_smaller = 0, 0.0
-        now = self._step(0)
-        while self.batch < self.recipe.batch_size and GROWTH * now * 2 * PHASES < budget_s:
-            smaller, time_smaller = self.batch, now
-            self.batch = min(self.recipe.batch_size, GROWTH * self.batch)
-            now = self._step(0)
-        per_image = max(0.0, (now - time_smaller) / (self.batch - smaller))
+        now = min(self._step(0), self._step(0))
+        per_image = now / self.batch
+        while self.batch < self.recipe.batch_size:
+            larger = min(self.recipe.batch_size, GROWTH * self.batch)
+            dear = larger * per_image * 2 * PHASES > budget_s
+            if dear and (self.batch > SMALL or larger * per_image > budget_s):
+                break
+            before, smaller = now, self.batch
+            self.batch = larger
+            now = min(self._step(0), self._step(0))
+            per_image = max(0.0, (now - before) / (larger - smaller))
+            if dear:
+                break
         self.scale = (now + per_image * (self.recipe.batch_size - self.batch)) / max(now, 1e-9)
 
     def _step(self, place: int) -> float:
@@ -138,7 +149,7 @@ class Timer:
 
     def result(self, n_eval: int, attacks: AttackConfig | None = None) -> Timing:
         """What the rounds so far say."""
-        known = [self.scale * statistics.median(t) if t else None for t in self.times]
+        known = [self.scale * min(t) if t else None for t in self.times]
         filled = [t if t is not None else _between(known, i) for i, t in enumerate(known)]
         try:
             flops: int | None = int(self.method.flops(self.net, self.spec))
@@ -153,7 +164,8 @@ class Timer:
             per_epoch=self.per_epoch,
             epochs=self.recipe.epochs,
             steps=self.steps,
-            eval_s=self._eval_s(n_eval, attacks or AttackConfig()),
+            eval_s=0.0 if self.at_least else self._eval_s(n_eval, attacks or AttackConfig()),
+            at_least=self.at_least,
         )
 
     def _eval_s(self, n: int, attacks: AttackConfig) -> float:
