@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -101,6 +102,11 @@ def certificate(pool: Pool) -> Cell:
     return Cell(f"{pool.certifier} ({pool.cls})") if pool.cls else Cell("none")
 
 
+def certifier(cell: Published) -> Cell:
+    """What certified a published number, short; the whole text stands in the csv and behind the number."""
+    return Cell(fmt.shorten(re.sub(r" \(repo [^)]*\)", "", cell.certifier), 42) if cell.certifier else DASH)
+
+
 def method(pool: Pool) -> Cell:
     return Cell(pool.title, pool.marks(), sort=pool.title.lower(), ref=pool.first.id)
 
@@ -114,8 +120,7 @@ def costs(pool: Pool) -> dict[str, Cell]:
     """The cost columns; `sort` in base units."""
     peak, flops, params = pool.cost("peak_memory_bytes"), pool.cost("flops"), pool.cost("params")
     epoch, each = pool.cost("s_per_epoch"), pool.cost("certify_ms")
-    kernels = pool.first.data["environment"].get("kernels") or {}
-    kernel = ", ".join(sorted({str(v) for v in kernels.values() if isinstance(v, str)}))
+    kernel = ", ".join(kernel_words(pool.first.data["environment"].get("kernels")).values())
     return {
         "params": Cell(fmt.si(params), sort=params),
         "flops": Cell(fmt.si(flops), sort=flops),
@@ -126,6 +131,17 @@ def costs(pool: Pool) -> dict[str, Cell]:
         "kernel": Cell(kernel or DASH),
         "device": Cell(pool.device),
     }
+
+
+def kernel_words(kernels: Any) -> dict[str, str]:
+    """What computed it, in a word or two each: {"linf_dist": "native avx512"}."""
+    found = {}
+    for name in sorted(kernels) if isinstance(kernels, Mapping) else ():
+        value = kernels[name]
+        parts = [value.get("backend"), value.get("isa")] if isinstance(value, Mapping) else [value]
+        if words := " ".join(p for p in parts if isinstance(p, str) and p):
+            found[str(name)] = words[:40]
+    return found
 
 
 def plain(value: Any) -> Cell:

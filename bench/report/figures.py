@@ -82,8 +82,7 @@ def label(pool: Pool, *, alone: bool = False) -> str:
     if alone:
         more += [pool.first.preset] if PRESET_MARK[pool.first.preset] else []
         more += ["subset"] if pool.first.is_subset else []
-    name = fmt.printable(pool.first.title)
-    name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "\u2026"
+    name = fmt.shorten(fmt.printable(pool.first.title), LONGEST)
     return name + (f" ({', '.join(more)})" if more else "")
 
 
@@ -289,9 +288,9 @@ def fate(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None:
     widest = max(bars, key=lambda b: (b["undecided"], b["method"]))
     alt = (
         f"What became of each test image on {_under(block)}; the largest gap between attack and certificate is "
-        f"{fmt.fixed(widest['undecided'], 1)} points, for {widest['label']}."
+        f"{fmt.fixed(widest['undecided'], min(1, fmt.decimals(block.n)))} points, for {widest['label']}."
     )
-    data = {"bars": bars, "under": _under(block)}
+    data = {"bars": bars, "under": _under(block), "places": min(1, fmt.decimals(block.n))}
     title = f"Certified, undecided, broken, wrong: {setting.title}"
     columns = ("method", "certified", "undecided", "broken", "wrong")
     return Spec(f"fate_{setting.slug}", "fate", title, alt, data, columns, bars, _ids(pools), setting)

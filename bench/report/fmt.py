@@ -88,8 +88,10 @@ def seconds(value: float | None) -> str:
 
 
 def millis(value: float | None) -> str:
-    """Milliseconds with three significant digits."""
-    return DASH if value is None else f"{significant(value, 3)} ms"
+    """Milliseconds with three significant digits; microseconds below a tenth of one."""
+    if value is None:
+        return DASH
+    return f"{significant(value, 3)} ms" if value >= 0.1 else f"{significant(1000 * value, 3)} \u00b5s"
 
 
 def gib(value: int | None) -> str:
@@ -97,6 +99,11 @@ def gib(value: int | None) -> str:
     if value is None:
         return DASH
     return f"{fixed(value / 2**30, 1)} GiB" if value >= 0.1 * 2**30 else f"{fixed(value / 2**20, 0)} MiB"
+
+
+def shorten(text: str, most: int) -> str:
+    """At most so many characters, the last one an ellipsis if something is missing."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
 
 
 def p_value(p: float) -> str:
@@ -136,7 +143,8 @@ _TEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", MINUS: "$-$", DASH: "--", "\u00b1": r"$\pm$", "\u00d7": r"$\times$",
     ARROWS["up"]: r"$\uparrow$", ARROWS["down"]: r"$\downarrow$", "\u2264": r"$\le$", "\u221e": r"$\infty$",
-    "\u2260": r"$\ne$", "\u2020": r"$^\dagger$", "\u2021": r"$^\ddagger$", "\u00a0": "~",
+    "\u2260": r"$\ne$", "\u00b5": r"$\mu$", "\u0394": r"$\Delta$", "\u2026": r"\ldots{}",
+    "\u2020": r"$^\dagger$", "\u2021": r"$^\ddagger$", "\u00a0": "~",
 }  # fmt: skip
 
 

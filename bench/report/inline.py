@@ -19,6 +19,7 @@ _HEX = re.compile(r"#[0-9a-f]{6}\b")
 _SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" ')
 _PATH = re.compile(r' d="([^"]*)"')
 _STYLE = re.compile(r' style="([^"]*)"')
+_LONELY = re.compile(r"<g>(<[^<>]+/>|<text[^<>]*>[^<>]*</text>)</g>")
 _POINT = re.compile(r"([MLC]) ([-\d. \n]+)")
 
 
@@ -38,6 +39,18 @@ def variables() -> dict[str, tuple[str, str, str]]:
     return found
 
 
+class _Names(dict[str, str]):
+    """Ids of one figure: short, unique on the page; those of series (m-<method>, r-<method>) keep their name."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def __missing__(self, name: str) -> str:
+        self[name] = f"{self._prefix}-{name}" if name[:2] in ("m-", "r-") else f"{self._prefix}-{len(self)}"
+        return self[name]
+
+
 class Inliner:
     """Turns SVG files into fragments of one page; style attributes that repeat become classes of one style sheet."""
 
@@ -51,9 +64,10 @@ class Inliner:
         text = _METADATA.sub("", text)
         text = _STYLE_RULE.sub("", text)
         text = _GROUND.sub(lambda m: re.sub(r"<path [^>]*/>", "", m.group()), text)
-        text = _ID.sub(lambda m: f'id="{prefix}-{m[1]}"', text)
-        text = _URL.sub(lambda m: f"url(#{prefix}-{m[1]})", text)
-        text = _HREF.sub(lambda m: f'href="#{prefix}-{m[1]}"', text)
+        names = _Names(prefix)
+        text = _ID.sub(lambda m: f'id="{names[m[1]]}"', text)
+        text = _URL.sub(lambda m: f"url(#{names[m[1]]})", text)
+        text = _HREF.sub(lambda m: f'href="#{names[m[1]]}"', text)
         width = float(_SIZE.search(text)[1])  # type: ignore[index]
         kind = "wide" if width > 300 else "narrow"
         text = _SIZE.sub("", text, count=1).replace("<svg ", f'<svg class="{kind}" ', 1)
@@ -64,7 +78,12 @@ class Inliner:
         text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
         text = _STYLE.sub(self._class, text)
         text = re.sub(r">\s+<", "><", text)
-        return re.sub(r'<g id="[^"]*-(?:xtick|ytick|line2d|text|patch|legend|matplotlib\.axis)_\d+">', "<g>", text)
+        used = set(_URL.findall(text)) | set(re.findall(r'href="#([^"]+)"', text))
+        text = _ID.sub(lambda m: f'id="{m[1]}"' if m[1] in used or "-m-" in m[1] or "-r-" in m[1] else "", text)
+        text = text.replace("<g >", "<g>")
+        for _ in range(4):  # groups that say nothing
+            text = _LONELY.sub(r"\1", text.replace("<g></g>", ""))
+        return text
 
     def _class(self, match: re.Match[str]) -> str:
         style = _HEX.sub(lambda m: self._names.get(m.group(), m.group()), match[1])

@@ -54,6 +54,7 @@ class Column:
     best: str | None = None  # up | down
     numeric: bool = True
     formats: tuple[str, ...] = ("md", "tex", "html")
+    keep: bool = False  # shown even if empty in every row: an honest dash says more than no column
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Table:
         """The columns a format shows: those it has room for, without the ones that are empty in every row."""
         rows = list(self.rows())
         return [
-            c for c in self.columns if form in c.formats and (not rows or any(not row[c.key].is_empty for row in rows))
+            c
+            for c in self.columns
+            if form in c.formats and (c.keep or not rows or any(not row[c.key].is_empty for row in rows))
         ]
 
     def legend(self, form: str) -> list[tuple[str, str]]:

@@ -85,15 +85,16 @@ const open = (title, ...parts) => { pop.replaceChildren(); const h = make("h2", 
   pop.append(h, x, ...parts); if (!pop.matches(":popover-open")) pop.showPopover(); h.focus(); };
 pop.addEventListener("toggle", e => { if (e.newState === "closed" && from) { from.focus(); from = null; } });
 const withCopy = text => { const s = make("span"), b = make("button", "Copy"); b.type = "button"; b.addEventListener("click", () => copy(text, b)); s.append(make("code", text), " ", b); return s; };
+const places = n => n >= 5000 ? 2 : n >= 500 ? 1 : 0; // as fmt.decimals
 const show = ref => { const r = facts.records[ref], p = facts.published[ref], dl = make("dl");
-  if (r) { const m = facts.machines[r.machine], c = r.counts, part = k => c[k] === undefined ? null : `${c[k]} of ${r.n} = ${(100 * c[k] / r.n).toFixed(2)} %, 95 % interval ${r.intervals[k].join(" to ")}`;
+  if (r) { const m = facts.machines[r.machine], c = r.counts, part = k => c[k] === undefined ? null : `${c[k]} of ${r.n} = ${(100 * c[k] / r.n).toFixed(places(r.n))} %, 95 % interval ${r.intervals[k].join(" to ")}`;
     if (r.broken) entry(dl, "Withheld", r.broken);
     entry(dl, "Setting", `${r.setting}; preset ${r.preset}${r.subset ? "; a subset of the test images" : ""}`);
     for (const k of ["clean", "robust", "certified"]) entry(dl, k[0].toUpperCase() + k.slice(1), part(k));
     entry(dl, "Certificates", r.certificates.map(x => `${x[0]} (class ${x[1]}): ${x[2]}${x[3] ? ", the one that counts" : ""}`).join("; "));
     entry(dl, "Attacks", r.attacks.join("; "));
     if (r.contradicted) entry(dl, "Contradicted", `${r.contradicted} examples certified and yet broken; they count as neither`);
-    if (r.seeds.length > 1) entry(dl, "Seeds", r.seeds.map(s => `${s[0]}: ${s[2].toFixed(2)} % (${s[1]})`).join("; ") + "; the counts above are of the first");
+    if (r.seeds.length > 1) entry(dl, "Seeds", r.seeds.map(s => `${s[0]}: ${s[2].toFixed(places(r.n))} % (${s[1]})`).join("; ") + "; the counts above are of the first");
     entry(dl, "Repeat", withCopy(r.command));
     entry(dl, "Recipe", Object.entries(facts.recipes[r.recipe] || {}).map(([k, v]) => `${k} = ${Array.isArray(v) ? v.join(", ") : v}`).join("; ") + (r.modified ? "; changed by hand" : ""));
     entry(dl, "Recipe's source", r.source);
@@ -135,7 +136,7 @@ const shownHeads = () => heads.map((h, i) => [i, h]).filter(([i]) => !table.tHea
 // curves: hide and show, read out
 for (const f of all("figure")) { const range = $("input[data-curve]", f); if (!range) continue; const curve = facts.curves[range.dataset.curve], out = $("output", f), hidden = new Set();
   const read = () => { const i = Number(range.value), x = curve.x[i], at = curve.levels ? (x * 255).toFixed(2) + "/255" : x.toFixed(4);
-    out.textContent = `at ${at}: ` + curve.series.filter(s => !hidden.has(s[1])).map(s => `${s[0]} ${s[2][i].toFixed(2)} %`).join("; "); range.setAttribute("aria-valuetext", out.textContent); };
+    out.textContent = `at ${at}: ` + curve.series.filter(s => !hidden.has(s[1])).map(s => `${s[0]} ${s[2][i].toFixed(curve.places)} %`).join("; "); range.setAttribute("aria-valuetext", out.textContent); };
   range.addEventListener("input", read); read();
   for (const b of all(".chips button", f)) b.addEventListener("click", () => { const m = b.dataset.m, on = hidden.has(m); if (on) hidden.delete(m); else hidden.add(m); b.setAttribute("aria-pressed", on);
     for (const g of [`m-${m}`, `r-${m}`]) { const e = document.getElementById(`${range.dataset.curve}-${g}`); if (e) e.classList.toggle("off", !on); } read(); });

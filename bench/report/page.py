@@ -17,16 +17,19 @@ _HERE = Path(__file__).parent
 _SIGNS = ("\u2020", "\u2021")
 ELSEWHERE = ("runs", "attacks", "cost", "headline")  # too long, or repeated by the main table; linked instead
 
+LONG = 120  # rows of a secondary table that the page still prints
+
 
 def build(inputs: Inputs, found: Sequence[Table], specs: Sequence[Spec], svgs: Mapping[str, str]) -> str:
     """The whole page as text."""
     inliner = inline.Inliner()
-    figures = _figures(specs, svgs, inliner)
+    short = {spec.name: f"f{at}" for at, spec in enumerate(specs)}
+    figures = _figures(specs, svgs, inliner, short)
     results = _results(inputs, found)
     facts = provenance.build(inputs)
     facts["curves"] = {
-        _slug(s.name): {
-            "x": s.data["x"], "levels": s.data["levels"],
+        short[s.name]: {
+            "x": s.data["x"], "levels": s.data["levels"], "places": fmt.decimals(s.csv_rows[0]["n"]),
             "series": [[t["label"], t["method"], t["y"]] for t in s.data["series"]],
         }
         for s in specs if s.kind == "curve" and s.name in svgs
@@ -247,7 +250,7 @@ def _labels(found: Sequence[Table]) -> str:
 # --- figures and the other tables -------------------------------------------------------------------------------------
 
 
-def _figures(specs: Sequence[Spec], svgs: Mapping[str, str], inliner: inline.Inliner) -> str:
+def _figures(specs: Sequence[Spec], svgs: Mapping[str, str], inliner: inline.Inliner, short: Mapping[str, str]) -> str:
     groups: dict[Setting | None, list[Spec]] = {}
     for spec in specs:
         if spec.name in svgs:
@@ -259,7 +262,7 @@ def _figures(specs: Sequence[Spec], svgs: Mapping[str, str], inliner: inline.Inl
     order = [s for s in groups if s in measured] + [s for s in groups if s not in measured]
     for at, setting in enumerate(order):
         title = setting.title if setting else "Across settings"
-        body = "".join(_figure(spec, svgs[spec.name], inliner) for spec in groups[setting])
+        body = "".join(_figure(spec, svgs[spec.name], inliner, short[spec.name]) for spec in groups[setting])
         opened = " open" if at == 0 or setting is None else ""
         what = "" if setting in measured or setting is None else " (published only)"
         out.append(f'<details class="group"{opened}><summary><h3>{fmt.html(title)}{what}</h3></summary>'
@@ -267,7 +270,7 @@ def _figures(specs: Sequence[Spec], svgs: Mapping[str, str], inliner: inline.Inl
     return "".join(out)
 
 
-def _figure(spec: Spec, svg: str, inliner: inline.Inliner) -> str:
+def _figure(spec: Spec, svg: str, inliner: inline.Inliner, prefix: str) -> str:
     slug = _slug(spec.name)
     tools = ""
     if spec.kind == "curve":
@@ -279,13 +282,13 @@ def _figure(spec: Spec, svg: str, inliner: inline.Inliner) -> str:
         last = len(spec.data["x"]) - 1
         tools = (
             f'<div class="tools" hidden><div class="chips">{chips}</div><label>radius <input type="range" min="0" '
-            f'max="{last}" value="0" data-curve="{slug}"></label><output></output></div>'
+            f'max="{last}" value="0" data-curve="{prefix}"></label><output></output></div>'
         )
     links = f'<a href="figures/{spec.name}.png">png</a> <a href="figures/{spec.name}.csv">csv</a>'
     kind = "wide" if 'width="486' in svg[:900] else "narrow"
     return (
         f'<figure id="f-{slug}" class="{kind}"><div class="scroll" tabindex="0" role="group" '
-        f'aria-label="{fmt.html(spec.title)}">{inliner.fragment(svg, slug)}</div>{tools}'
+        f'aria-label="{fmt.html(spec.title)}">{inliner.fragment(svg, prefix)}</div>{tools}'
         f"<figcaption>{fmt.html(spec.alt)} {links}</figcaption></figure>"
     )
 
@@ -298,15 +301,19 @@ def _more_tables(found: Sequence[Table]) -> str:
         links = " ".join(f'<a href="tables/{table.name}.{e}">{e}</a>' for e in ("md", "csv", "tex"))
         notes = "".join(f"<p>{fmt.html(n)}</p>" for n in table.notes)
         opened = " open" if table.name == "paper_table1" else ""
-        rows = any(block.rows for block in table.blocks)
+        count = len(list(table.rows()))
         body = f'<div class="scroll" tabindex="0" role="group" aria-label="{fmt.html(table.title)}">' + (
-            _html_table(table, table.name) if rows else "<p>Nothing here yet.</p>"
+            _html_table(table, table.name) if 0 < count <= LONG or table.name == "published" else _instead(count)
         )
         out.append(
             f'<details class="group"{opened}><summary><h3>{fmt.html(table.title)}</h3></summary>{body}</div>'
             f"{_legend(table)}{notes}<p>{links}</p></details>"
         )
     return "".join(out)
+
+
+def _instead(count: int) -> str:
+    return f"<p>{count} rows, in the files below.</p>" if count else "<p>Nothing here yet.</p>"
 
 
 def _reading() -> str:

@@ -49,7 +49,8 @@ def paper(inputs: Inputs, number: int) -> Table | None:
         return None
     columns = (
         METHOD, Column("flops", "FLOPs"), *(Column(f"p_{k}", f"Paper\u2020 {k} %") for k in ACCURACIES),
-        Column("preset", "Our preset", numeric=False), *(Column(k, f"Our {k} %", "up") for k in ACCURACIES),
+        Column("preset", "Our preset", numeric=False, keep=True),
+        *(Column(k, f"Our {k} %", "up", keep=True) for k in ACCURACIES),
         Column("delta", "\u0394 certified", formats=("html",)),
         Column("train_s", "Train time", "down", formats=("html",)),
     )  # fmt: skip
@@ -115,8 +116,8 @@ def paper_cost(inputs: Inputs) -> Table | None:
     if not cells:
         return None
     columns = (
-        METHOD, Column("p_epoch", "Paper\u2020 s per epoch"), Column("preset", "Our preset", numeric=False),
-        Column("s_per_epoch", "Our time per epoch", "down"), Column("train_s", "Our train time", "down"),
+        METHOD, Column("p_epoch", "Paper\u2020 s per epoch"), Column("preset", "Our preset", numeric=False, keep=True),
+        Column("s_per_epoch", "Our time per epoch", "down", keep=True), Column("train_s", "Our train time", "down"),
         Column("device", "Our device", numeric=False),
     )  # fmt: skip
     setting = Setting.of(cells[0].dataset, cells[0].norm, cells[0].eps_fraction)

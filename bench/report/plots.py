@@ -328,7 +328,7 @@ def _fate(data: Mapping[str, Any]) -> Figure:
                 ax.text(
                     left + width / 2,
                     row,
-                    fmt.fixed(width, 1),
+                    fmt.fixed(width, data["places"]),
                     ha="center",
                     va="center",
                     fontsize=6,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..record import Record
 from . import fmt, styles
-from .cells import KIND_OF
+from .cells import KIND_OF, kernel_words
 from .detail import command
 from .published import Cell
 from .rows import Inputs, Pool
@@ -38,9 +38,10 @@ def _record(pool: Pool, recipes: dict[str, Any], machines: list[Any]) -> dict[st
     data, env = r.data, r.data["environment"]
     recipe = data["recipe"]
     recipes.setdefault(recipe["hash"][:12], {k: recipe["fields"][k] for k in sorted(recipe["fields"])})
+    kernels = "; ".join(f"{k}: {v}" for k, v in kernel_words(env.get("kernels")).items())
     machine = {
         "device": env["device"], "threads": env["threads"], "python": env["python"], "torch": env["torch"],
-        "numpy": env["numpy"], "platform": env["platform"], "kernels": _words(env.get("kernels")),
+        "numpy": env["numpy"], "platform": env["platform"], "kernels": kernels,
     }  # fmt: skip
     if machine not in machines:
         machines.append(machine)
@@ -71,13 +72,6 @@ def _attack(attack: Any) -> str:
     parts += [f"step {attack['step']}"] if attack.get("step") is not None else []
     parts += [f"{attack['loss']} loss"] if attack.get("loss") else []
     return f"{attack['name']}{through}: {', '.join(parts)}; broke {attack['n_broken']} of {attack['n_attacked']}"
-
-
-def _words(kernels: Any) -> str:
-    """The short facts of a kernel description."""
-    if not isinstance(kernels, dict):
-        return ""
-    return ", ".join(f"{k}: {v}" for k, v in sorted(kernels.items()) if isinstance(v, (str, int)) and len(str(v)) < 40)
 
 
 def _published(cell: Cell) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .cells import (
     PRESET_NOTE,
     accuracy,
     certificate,
+    certifier,
     costs,
     daggers,
     delta,
@@ -113,7 +114,7 @@ def published_only(cell: Published) -> Row:
     name = styles.title(cell.method)
     cells |= {
         "method": Cell(name, daggers(cell), sort=name.lower(), ref=cell.key),
-        "certificate": Cell(cell.certifier or DASH),
+        "certificate": certifier(cell),
         "published": source(cell),
         "flops": Cell(fmt.si(cell.ops), sort=cell.ops),
     }
@@ -208,7 +209,7 @@ def all_published(inputs: Inputs) -> Table:
                     {
                         "method": Cell(styles.title(cell.method), daggers(cell), ref=cell.key),
                         **{k: published_accuracy(cell, k) for k in ACCURACIES},
-                        "net": Cell(cell.architecture or DASH), "certifier": Cell(cell.certifier or DASH),
+                        "net": Cell(cell.architecture or DASH), "certifier": certifier(cell),
                         "attack": Cell(cell.attack or DASH), "tag": Cell(cell.tag), "source": source(cell),
                     },
                     published_data(cell),

@@ -61,3 +61,13 @@ def test_plugins_of_one_figure_get_different_markers():
 
 def test_a_plugin_looks_the_same_whenever_it_is_alone():
     assert styles.style("my_plugin") == styles.styles(["ibp", "my_plugin"])["my_plugin"]
+
+
+def test_titles_are_those_of_the_methods():
+    """A method must have one name, whether it was measured or is only published."""
+    from bench import registry
+
+    for entry in registry.load_all():
+        if entry.method is not None and entry.origin == "built-in" and entry.name in styles._table()["method"]:
+            assert styles.title(entry.name) == entry.method.title, entry.name
+            assert styles.own_paper(entry.name) == entry.method.paper, entry.name
