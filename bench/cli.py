@@ -562,7 +562,7 @@ def time(
     elif rows:
         click.echo(columns(rows, COLUMNS))
         click.echo(
-            f"{dataset} {radius}, {torch.get_num_threads()} threads on {resolve_device(device)}; seconds per epoch are "
+            f"{dataset} {radius}, threads: {torch.get_num_threads()}, on {resolve_device(device)}; seconds per epoch are "
             f"extrapolated from {rows[0]['how']}, lowest and highest being its phases; a multiply-accumulate or one "
             "|x - w| counts 1"
         )

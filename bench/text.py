@@ -10,7 +10,7 @@ _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)(?:m|min))?(?:(\d+(?
 
 
 def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """An aligned table: numbers to the right, two decimals for floats, `-` for what is missing."""
+    """An aligned table: numbers to the right, floats with two decimals (two digits below 0.1), `-` for nothing."""
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in cells), 0) for i, name in enumerate(names)]
     right = [
@@ -32,7 +32,9 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    return str(value)
 
 
 def parse_span(text: str) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attack import AttackConfig
-from .contract import DataSpec, Method, margin
+from .contract import DataSpec, Method, Step, margin
 from .data import Split
 from .errors import BenchError
 from .progress import Progress
@@ -131,17 +131,21 @@ class Timer:
                 break
         self.scale = (now + per_image * (self.recipe.batch_size - self.batch)) / max(now, 1e-9)
 
-    def _step(self, place: int) -> float:
-        """Seconds of one step at a phase, with the batch as it is."""
+    def _at(self, share: float) -> Step:
+        """The step after that share of the training."""
         iterations = self.recipe.epochs * self.per_epoch
-        step = make_step(
+        return make_step(
             self.recipe,
             self.method,
-            iteration=min(iterations - 1, int((place + 0.5) / PHASES * iterations)),
+            iteration=min(iterations - 1, int(share * iterations)),
             per_epoch=self.per_epoch,
             eps=self.recipe.radius,
-            generator=torch.Generator(self.device).manual_seed(place),
+            generator=torch.Generator(self.device).manual_seed(0),
         )
+
+    def _step(self, place: int) -> float:
+        """Seconds of one step at a phase, with the batch as it is."""
+        step = self._at((place + 0.5) / PHASES)
         began = _now(self.device)
         self.loop.step_on(self.x[: self.batch], self.y[: self.batch], step)
         self.steps += 1
@@ -149,6 +153,9 @@ class Timer:
 
     def result(self, n_eval: int, attacks: AttackConfig | None = None) -> Timing:
         """What the rounds so far say."""
+        self.method.schedule(self.net, self._at(1.0))
+        self.method.finish(self.net, self.recipe, lambda: [self.x[: max(self.batch, 1)]])  # as it will be evaluated
+        self.net.eval()
         known = [self.scale * min(t) if t else None for t in self.times]
         filled = [t if t is not None else _between(known, i) for i, t in enumerate(known)]
         try:
@@ -170,7 +177,6 @@ class Timer:
 
     def _eval_s(self, n: int, attacks: AttackConfig) -> float:
         """Seconds to attack n images: gradient steps through the net and its surrogates, by one timed step each."""
-        self.net.eval()
         guides: list[nn.Module] = [guide for _, guide in self.method.attack_models(self.net)][: attacks.surrogates]
         total = self._gradient_s(self.net) * attacks.steps * attacks.restarts
         total += sum(map(self._gradient_s, guides)) * attacks.surrogate_steps * attacks.surrogate_restarts
