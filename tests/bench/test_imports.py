@@ -261,7 +261,7 @@ def test_suite_knows_no_method_by_name() -> None:
     found = [
         f"{module}: {node.value}"
         for module, path in MODULES.items()
-        if root_of(module) == "bench" and module != "bench.cli"
+        if root_of(module) == "bench" and not within(module, ("bench.cli",))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in names
     ]
