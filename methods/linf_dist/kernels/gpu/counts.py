@@ -18,11 +18,22 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from methods.linf_dist.kernels.gpu import bounds, candidates, finite, gradient, linf, scatter, tiling
+from methods.linf_dist.kernels.gpu import (
+    bounds,
+    candidates,
+    dot,
+    finite,
+    gradient,
+    linf,
+    pairs,
+    robust,
+    scatter,
+    tiling,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(nvidia.__file__).parent / "bin"
-INTEGER_POINTERS = {"list_ptr", "count_ptr", "code_ptr", "block_ptr", "run_ptr", "flag_ptr"}
+INTEGER_POINTERS = {"start_ptr", "list_ptr", "count_ptr", "code_ptr", "block_ptr", "run_ptr", "flag_ptr"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Subject:
     elements: int
     unaligned: frozenset[str] = frozenset()
     multiples: frozenset[str] = frozenset()  # integers that are multiples of 16 in layers of usual size
+    stages: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,18 +105,36 @@ def _subjects() -> dict[str, Subject]:
         ("lists, large p, dx", candidates.list_gradient_x, {"INTERPRETED": False}),
     ):
         subjects[name] = Subject(kernel, {**options, **lists}, 1, entry, multiples=sizes)
+    find: dict[str, Any] = {"GROUP": candidates.GROUP, "CHUNK": candidates.CHUNK}
     subjects["finding lists"] = Subject(
-        candidates.find_features,
-        {"EXACT": False, "SEEDS": candidates.SEEDS, "CHUNK": candidates.CHUNK, **lists}, 1, candidates.CHUNK // 32,
-        multiples=sizes,
+        candidates.find_features, {"EXACT": False, "SEEDS": candidates.SEEDS, **lists, **find}, 1,
+        candidates.CHUNK // 32, multiples=sizes,
     )
+    subjects["finding lists of outputs"] = Subject(candidates.find_outputs, find, 1, candidates.CHUNK // 32,
+                                                   multiples=sizes)
+    square: dict[str, Any] = {"SIDE": robust.SIDE, "FEATURES": robust.FEATURES}
+    subjects |= {
+        "locating the argmax": Subject(
+            linf.linf_locate, {"GATED": True, "PAIRS": linf.PAIRS, "BLOCK": linf.BLOCK}, 4, 1
+        ),
+        "redo": Subject(robust.redo_pairs, square, 4, robust.SIDE**2 * robust.FEATURES // 128),
+        "redo, gradient": Subject(robust.redo_rows, {**square, "FEATURES": 64}, 4, robust.SIDE * 64 // 128),
+        "listed pairs": Subject(pairs.pair_values, {"P": 8, "BLOCK": pairs.BLOCK}, 1, pairs.BLOCK // 32),
+        "listed pairs, gradient": Subject(pairs.pair_gradients, {"P": 8, "BLOCK": pairs.BLOCK}, 4, pairs.BLOCK // 128),
+        "products in tf32": Subject(
+            dot.dot_kernel,
+            {"PRECISION": "tf32", "TILE_M": dot.TILE_M, "TILE_N": dot.TILE_N, "TILE_K": dot.TILE_K}, 8,
+            dot.TILE_M * dot.TILE_N * dot.TILE_K // 256, multiples=frozenset({"M", "N", "K"}), stages=3,
+        ),
+    }
     return subjects
 
 
 def names() -> list[str]:
     """What can be counted. An element is a triple (row, output, feature); for lists, one that is visited.
 
-    For "finding lists" it is a pair (output, feature) of a tile of 128 rows; for "inf, gradient" a chunk of 128 pairs.
+    For the finding of lists it is a pair (output, feature) of a tile of 128 rows; for "inf, gradient" a chunk of 128
+    pairs; for the argmax's location the whole kernel has no loop.
     """
     return list(_subjects())
 
@@ -126,7 +156,7 @@ def cubin(name: str) -> bytes:
         {(arguments.index(n),): v for n, v in subject.constants.items()},
         {(arguments.index(n),): [["tt.divisibility", 16]] for n in known},
     )
-    options = {"num_warps": subject.warps, "num_stages": 1}
+    options = {"num_warps": subject.warps, "num_stages": subject.stages}
     return bytes(triton.compile(source, target=TARGET, options=options).asm["cubin"])
 
 
@@ -146,7 +176,7 @@ def count(name: str) -> Count:
     """Registers of a subject, and the opcodes of its longest loop per element (loops inside it not counted)."""
     usage = _run("cuobjdump", "-res-usage", cubin(name))
     found = {k: int(v) for k, v in re.findall(r"(REG|SHARED):(\d+)", usage)}
-    longest = max(_loops(listing(name)), key=lambda loop: sum(loop.values()))
+    longest = max(_loops(listing(name)), key=lambda loop: sum(loop.values()), default=Counter())
     elements = _subjects()[name].elements
     return Count(name, found["REG"], found["SHARED"], {op: n / elements for op, n in longest.most_common()})
 

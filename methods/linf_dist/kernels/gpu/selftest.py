@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.linf_dist.kernels import reference
-from methods.linf_dist.kernels.gpu import bounds, finite, gradient, linf, lists, scatter
+from methods.linf_dist.kernels.gpu import bounds, dot, finite, gradient, linf, lists, pairs, scatter
 
 P = (8.0, 20.0, 20.3, 100.0)  # one of each family
 Y_TOLERANCE, GRAD_TOLERANCE = 1e-5, 5e-4  # relative; of the largest entry
@@ -47,6 +47,13 @@ def _checks(x: Tensor, w: Tensor, g: Tensor):  # type: ignore[no-untyped-def]
         _same(a, b) for a, b in zip(bounds.interval(lower, upper, w), reference.interval(lower, upper, w), strict=True)
     )
     x, w = x.nan_to_num(0.0, 0.0, 0.0), w.nan_to_num(0.0, 0.0, 0.0)
+    for precision, roundoff in (("ieee", 2.0**-20), ("tf32", 2.0**-9)):
+        error = (dot.product(x, w, precision) - x.double() @ w.double().t()).abs()
+        yield f"products in {precision}", bool((error <= roundoff * (x.abs() @ w.abs().t())).all())
+    y = torch.full((x.shape[0], w.shape[0]), -1.0, device=x.device)
+    pairs.values(x, w, y, torch.ones_like(y, dtype=torch.bool), 8)
+    oracle = reference.oracle_dist(x, w, 8.0)
+    yield "listed pairs", bool(((y - oracle).abs() <= Y_TOLERANCE * oracle).all())
     for p in P:
         run_forward, run_backward = (
             (lists.forward, lists.backward) if p >= lists.MIN_P else (finite.forward, gradient.backward)

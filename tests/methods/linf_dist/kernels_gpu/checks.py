@@ -13,8 +13,20 @@ import warnings
 import torch
 from torch import Tensor
 
-from methods.linf_dist.kernels import reference
-from methods.linf_dist.kernels.gpu import bounds, dispatch, finite, gradient, linf, lists, scatter, selftest, tiling
+from methods.linf_dist.kernels import matmul, reference
+from methods.linf_dist.kernels.gpu import (
+    bounds,
+    dispatch,
+    dot,
+    finite,
+    gradient,
+    linf,
+    lists,
+    pairs,
+    scatter,
+    selftest,
+    tiling,
+)
 
 Y_TOLERANCE = 3e-6  # relative: sums in float32, then the power 1 / p
 GRAD_PER_P, GRAD_BASE = 3e-7, 1e-5  # of the largest entry: an error of u in |d| / y is multiplied by p - 1
@@ -316,6 +328,54 @@ def check_rows_in_parts_give_the_same(device: str) -> None:
         lists.MAX_ENTRIES = usual
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert_grad(results[0][2], results[1][2], 1e-6)
+
+
+# matrix products ----------------------------------------------------------------------------------------------------
+
+
+def check_dot_products_in_float32(device: str) -> None:
+    a, b, _ = operands((17, 37, 20), device)
+    error = (dot.product(a, b, "ieee") - a.double() @ b.double().t()).abs()
+    assert (error <= 2e-6 * (a.abs() @ b.abs().t())).all()
+
+
+def check_listed_pairs_only_are_computed(device: str) -> None:
+    for p in (2, 8, 12):
+        x, w, g = operands((4, 70, 5), device)
+        mask = torch.rand(4, 5, generator=torch.Generator().manual_seed(p)).to(device) < 0.4
+        y = torch.full((4, 5), -7.0, device=device)
+        pairs.values(x, w, y, mask, p)
+        assert (y[~mask] == -7).all()
+        assert_y(torch.where(mask, y, reference.oracle_dist(x, w, p).float()), x, w, p)
+        y = torch.where(mask, y, 1.0)
+        dx, dw = torch.ones_like(x), torch.ones_like(w)
+        pairs.add_gradients(g, x, w, y, mask, p, dx, dw)
+        want = reference.oracle_grads(torch.where(mask, g, 0), x, w, p)
+        assert_grad(dx - 1, want[0], 2e-5)
+        assert_grad(dw - 1, want[1], 2e-5)
+
+
+def check_guarded_products_with_listed_pairs(device: str) -> None:
+    """The whole operation with the GPU's redo, on inputs of which some pairs are flagged, some hostile."""
+    x, w, g = operands((5, 9, 6), device)
+    x[1], w[2] = w[1] + 0.1, x[2] + 5
+    x[2] += 5
+    x[3, 0], w[5, 1] = math.nan, math.inf
+    usual = matmul.gpu.available
+    try:
+        matmul.gpu.available = lambda a: True
+        x, w = x.requires_grad_(), w.requires_grad_()
+        stats = matmul.MatmulStats()
+        y = matmul.dist_matmul(x, w, 8, format="bf16x3", stats=stats)
+        got = torch.autograd.grad(y, (x, w), g)
+    finally:
+        matmul.gpu.available = usual
+    assert 0.2 < stats.share < 1
+    want = reference.oracle_dist(x, w, 8.0)
+    assert torch.equal(y.isnan(), want.isnan()) and torch.equal(y.isinf(), want.isinf())
+    assert ((y - want).abs() <= 6e-4 * want)[want.isfinite()].all()
+    for a, b in zip(got, reference.oracle_grads(g, x, w, 8.0), strict=True):
+        assert_grad(a, b, 2e-3)
 
 
 def check_repeated_calls_give_the_same_bits(device: str) -> None:

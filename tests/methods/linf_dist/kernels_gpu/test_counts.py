@@ -44,3 +44,14 @@ def test_lists_at_infinity_neither_flush_nor_approximate() -> None:
     listing = counts.listing("lists, inf, argmax")
     assert not any(word in listing for word in (".FTZ", "MUFU", "FFMA", "FMUL"))
     assert "FMNMX.NAN" in listing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", counts.names())
+def test_every_kernel_compiles_for_sm_90(name: str) -> None:
+    """The interpreter accepts what the compiler does not."""
+    assert counts.count(name).registers <= 255
+
+
+def test_products_in_tf32_run_on_the_matrix_units() -> None:
+    assert "HGMMA" in counts.listing("products in tf32")
