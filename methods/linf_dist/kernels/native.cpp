@@ -52,6 +52,7 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 typedef float vfu __attribute__((vector_size(4 * L), aligned(4), may_alias));
 
 #define INLINE inline __attribute__((always_inline))
+#define KERNEL __attribute__((noinline)) void // inlined into its caller, the inner loop runs out of registers
 
 INLINE vf load(const float *p) { return *reinterpret_cast<const vf *>(p); }
 INLINE vf loadu(const float *p) { return *reinterpret_cast<const vfu *>(p); }
@@ -265,9 +266,9 @@ void unpack(const float *in, int vectors, int64_t n, float *out, int64_t stride,
 // and no polynomial for whole e.
 constexpr int MAX_DEGREE = 8;
 constexpr int MAX_SHIFT = 8; // how far below e to look for a cheap m
-// Relative error allowed to a term of the power sum: y inherits it divided by p, the gradient as it is. Rounding adds
-// more than that from p = 20 on.
-constexpr double FIT_TOLERANCE = 4e-6;
+// Relative errors allowed to a term of the power sum, which y inherits divided by p and the gradient, as a (p - 1)th
+// power of y, as it is; and to a term of the gradient.
+constexpr double VALUE_TOLERANCE = 4e-6, SLOPE_TOLERANCE = 6e-6;
 constexpr float SLACK = 0.999999f; // float32 roundings of thresholds
 constexpr double DROP = 1.0 / (1 << 24); // what all dropped terms of a sum may amount to, relative
 
@@ -355,7 +356,7 @@ struct Fit {
 };
 
 // The cheapest m and P for exponent e > 1; false if no polynomial of at most MAX_DEGREE will do.
-bool factor(double e, double n_in, double lo, Factor &out) {
+bool factor(double e, double n_in, double lo, double tolerance, Factor &out) {
     const double whole = std::floor(e);
     if (whole == e) {
         out.m = static_cast<unsigned>(whole);
@@ -369,7 +370,7 @@ bool factor(double e, double n_in, double lo, Factor &out) {
         Factor now;
         now.m = m;
         for (int degree = 1; degree <= MAX_DEGREE && chain(m) + degree < best; degree++) {
-            if (fit.solve(e - m, degree, now.coef) > FIT_TOLERANCE) continue;
+            if (fit.solve(e - m, degree, now.coef) > tolerance) continue;
             now.degree = degree;
             best = chain(m) + degree;
             out = now;
@@ -400,7 +401,9 @@ bool make_power(double p, int64_t n_in, Power &out) {
     out.tau_forward = static_cast<float>(tau_forward) * SLACK;
     out.tau_backward = static_cast<float>(tau_backward) * SLACK;
     // small real p: no short polynomial; the caller takes its reference
-    if (!factor(p, n, tau_forward, out.value) || !factor(p - 1, n, tau_backward, out.slope)) return false;
+    if (!factor(p, n, tau_forward, VALUE_TOLERANCE, out.value)
+        || !factor(p - 1, n, tau_backward, SLOPE_TOLERANCE, out.slope))
+        return false;
     cache[next++ % KEPT] = out;
     return true;
 }
@@ -473,7 +476,8 @@ INLINE vf root(vf s, const Power &pw) {
 
 template <int V> using Vecs = vf[V];
 
-template <int V> void run_inf(const float *xt, const float *w, const int32_t *list, int n, vf *state) {
+template <int V>
+KERNEL run_inf(const float *xt, const float *w, const int32_t *list, int n, vf *state) {
     vf m[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) m[v] = state[v];
@@ -489,7 +493,8 @@ template <int V> void run_inf(const float *xt, const float *w, const int32_t *li
 }
 
 // state[V ...]: the feature at which the maximum last grew. The list ascends, so it is the first that attains it.
-template <int V> void run_inf_code(const float *xt, const float *w, const int32_t *list, int n, vf *state) {
+template <int V>
+KERNEL run_inf_code(const float *xt, const float *w, const int32_t *list, int n, vf *state) {
     vf m[V];
     vi at[V];
 #pragma GCC unroll 8
@@ -512,7 +517,7 @@ template <int V> void run_inf_code(const float *xt, const float *w, const int32_
 
 // state: max(|l-w|, |u-w|); state[V ...]: max(l - w); state[2V ...]: min(u - w)
 template <int V>
-void run_box(const float *lt, const float *ut, const float *w, const int32_t *list, int n, vf *state) {
+KERNEL run_box(const float *lt, const float *ut, const float *w, const int32_t *list, int n, vf *state) {
     vf hi[V], lo[V], mn[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) hi[v] = state[v], lo[v] = state[V + v], mn[v] = state[2 * V + v];
@@ -533,7 +538,7 @@ void run_box(const float *lt, const float *ut, const float *w, const int32_t *li
 
 // max |d| * unit, unit a power of two: x * unit - w * unit has exactly the rounding of x - w
 template <int V>
-void run_max(const float *xt, const float *w, const int32_t *list, int n, float unit, vf *state) {
+KERNEL run_max(const float *xt, const float *w, const int32_t *list, int n, float unit, vf *state) {
     vf m[V];
     const vf un = splat(unit);
 #pragma GCC unroll 8
@@ -551,7 +556,7 @@ void run_max(const float *xt, const float *w, const int32_t *list, int n, float 
 
 // sum (d * unit) ** (2 N)
 template <int V, int N>
-void run_small(const float *xt, const float *w, const int32_t *list, int n, float unit, vf *state) {
+KERNEL run_small(const float *xt, const float *w, const int32_t *list, int n, float unit, vf *state) {
     vf sum[V];
     const vf un = splat(unit);
 #pragma GCC unroll 8
@@ -574,7 +579,7 @@ void run_small(const float *xt, const float *w, const int32_t *list, int n, floa
 
 // sum (d * unit [* scale, per row]) ** (2 n)
 template <int V, bool NORMAL>
-void run_even(const float *xt, const float *w, const int32_t *list, int count, float unit, const vf *scale, int n,
+KERNEL run_even(const float *xt, const float *w, const int32_t *list, int count, float unit, const vf *scale, int n,
               vf *state) {
     constexpr int G = L == 16 ? V : (V < 4 ? V : 4); // 16 registers hold two groups of 4 at a time
     vf sum[V];
@@ -613,7 +618,7 @@ void run_even(const float *xt, const float *w, const int32_t *list, int count, f
 // sum u ** m * P(u), u = |d| * unit * scale <= 1. The sums stay in memory: with 16 lanes the registers are needed for
 // 8 chains at a time (u, power, polynomial), and fewer would wait for each other.
 template <int V>
-void run_real(const float *xt, const float *w, const int32_t *list, int n, float unit, const vf *scale,
+KERNEL run_real(const float *xt, const float *w, const int32_t *list, int n, float unit, const vf *scale,
               const Factor &pw, vf *state) {
     constexpr int G = V < 4 ? V : (L == 16 ? V : 4);
     const vf un = splat(unit);
@@ -951,14 +956,18 @@ template <int V> struct Block {
             const float *w = out[j].w;
             for (int v = 0; v < V; v++) {
                 const vf m = state(j)[v];
-                vi at = (vi)state(j)[V + v]; // -1, nothing above 0: distance 0, no gradient
+                alignas(64) int32_t index[L]; // -1, nothing above 0: distance 0, no gradient
+                vi at = (vi)state(j)[V + v];
+                std::memcpy(index, &at, sizeof at);
                 store(staged(0) + (j * V + v) * L, m);
                 for (int l = 0; l < L; l++) {
-                    const int32_t i = at[l];
-                    if (i < 0) continue;
-                    const float d = xt[(static_cast<int64_t>(i) * V + v) * L + l] - w[i];
-                    at[l] = d < 0 ? static_cast<int32_t>(i | 0x80000000u) : i;
+                    const int64_t i = std::max(index[l], 0);
+                    const float d = xt[(i * V + v) * L + l] - w[i];
+                    int32_t bits;
+                    std::memcpy(&bits, &d, 4);
+                    index[l] |= bits & INT32_MIN; // no branch: signs are random; -1 stays -1
                 }
+                std::memcpy(&at, index, sizeof at);
                 at = m == INFINITY ? splati(-1) : at;
                 store(staged(1) + (j * V + v) * L, (vf)at);
             }
@@ -1157,7 +1166,7 @@ struct Rows { // one output on one tile: what multiplies the power, and the inve
 };
 
 template <int V, int N, bool DX>
-void back_small(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q, vf *part) {
+KERNEL back_small(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q, vf *part) {
     const vf un = splat(q.unit);
     vf c[V];
 #pragma GCC unroll 8
@@ -1188,7 +1197,7 @@ void back_small(const float *xt, float *dxt, const float *w, const int32_t *list
 }
 
 template <int V, bool NORMAL, bool DX>
-void back_even(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q, int half,
+KERNEL back_even(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q, int half,
                vf *part) {
     constexpr int G = L == 16 ? V : (V < 4 ? V : 4);
     const vf un = splat(q.unit);
@@ -1220,7 +1229,7 @@ void back_even(const float *xt, float *dxt, const float *w, const int32_t *list,
 }
 
 template <int V, bool DX>
-void back_real(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q,
+KERNEL back_real(const float *xt, float *dxt, const float *w, const int32_t *list, int n, const Rows &q,
                const Factor &pw, vf *part) {
     constexpr int G = V < 4 ? V : (L == 16 ? V : 4);
     const vf un = splat(q.unit);
@@ -1401,6 +1410,13 @@ void back_tile(Backward &job, const Tiling &tiles, Panel &me, int64_t tile, int6
         bool lists = job.use_lists;
         for (int j = 0; j < count; j++) {
             if (j == SAMPLES && job.mode == AUTO && kept > USELESS * SAMPLES * width) lists = false;
+            // rows lie a whole row of the matrix apart: the hardware foresees none of them
+            if (o0 + OB + j < job.n_out)
+                for (int64_t i = 0; i < width; i += 16)
+                    __builtin_prefetch(job.w + (o0 + OB + j) * job.n_in + i0 + i);
+            if (job.dw)
+                for (int64_t i = 0; i < width; i += 16)
+                    __builtin_prefetch(job.dw + (o0 + j) * job.n_in + i0 + i, 1);
             if (lists) {
                 int32_t *mine = me.list + j * (width + L);
                 n[j] = keep_bounds(job.w + (o0 + j) * job.n_in + i0, me.lo, me.hi, width, q[j].threshold, mine);
@@ -1490,6 +1506,14 @@ int backward(Backward &job, int threads) {
 // to the caller. Every task owns its rows of dx or dw and adds in a fixed order.
 constexpr int32_t NO_GRADIENT = -1, NAN_PAIR = -2;
 
+INLINE float with_sign(float g, int32_t c) { // g * sign(c), without a branch that would be mispredicted half the time
+    int32_t bits;
+    std::memcpy(&bits, &g, 4);
+    bits ^= c & INT32_MIN;
+    std::memcpy(&g, &bits, 4);
+    return g;
+}
+
 int inf_backward(const float *grad, const int32_t *code, float *dx, float *dw, int64_t n_rows, int64_t n_in,
                  int64_t n_out, int threads) {
     const unsigned mode = get_mode();
@@ -1507,7 +1531,7 @@ int inf_backward(const float *grad, const int32_t *code, float *dx, float *dw, i
                     const int32_t c = code[k];
                     if (c == NO_GRADIENT) continue;
                     if (c == NAN_PAIR) nan.store(true, std::memory_order_relaxed);
-                    else to[c & 0x7fffffff] += c < 0 ? -grad[k] : grad[k];
+                    else to[c & 0x7fffffff] += with_sign(grad[k], c);
                 }
             }
         }
@@ -1522,7 +1546,7 @@ int inf_backward(const float *grad, const int32_t *code, float *dx, float *dw, i
                         const int32_t c = code[k];
                         if (c == NO_GRADIENT) continue;
                         if (c == NAN_PAIR) nan.store(true, std::memory_order_relaxed);
-                        else dw[o * n_in + (c & 0x7fffffff)] += c < 0 ? grad[k] : -grad[k];
+                        else dw[o * n_in + (c & 0x7fffffff)] -= with_sign(grad[k], c);
                     }
             }
         }
