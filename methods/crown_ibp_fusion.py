@@ -1,0 +1,90 @@
+"""Loss fusion (arXiv 2002.12920): the worst-case cross-entropy bounded as one number, so one row of linear bounds does.
+
+Loss: log(share * linear + (1 - share) * interval), share from 1 to 0 while the radius grows; plain intervals after the
+ramp. Fusion is for training only: the certificate is by class margins, not fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench import Losses, Recipe, Step, register
+
+from . import box, crown
+from .relu import (
+    ReluMethod,
+    ReluRecipe,
+    as_relu_net,
+    certified_share,
+    clean_losses,
+    kappa_at,
+    mixed_losses,
+    ramped,
+    shortened,
+)
+
+PAPER = "arXiv 2002.12920, auto_LiRPA examples/vision"
+NETS = "; its other three nets by --set arch=cnn7_bn_imagenet, resnext or densenet"
+
+
+@register
+class CrownIbpFusion(ReluMethod):
+    name, title, paper = "crown_ibp_fusion", "CROWN-IBP (loss fusion)", "xu2020autolirpa"
+
+    def recipes(self) -> Iterator[Recipe]:
+        for paper in _paper():
+            yield paper
+            yield shortened(paper, {"tinyimagenet": 4}.get(paper.dataset, 70))
+        yield from _quick()
+
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+        relu_net = as_relu_net(net)
+        if step.eps_now == 0:
+            return clean_losses(relu_net(x), y)
+        kappa, share = kappa_at(step), 1 - ramped(step)
+        passed = box.run(relu_net, x, step.eps_now, clean=kappa > 0, tape=share > 0)
+        losses = mixed_losses(passed, y, crown.fused_cross_entropy(passed, y, share), kappa)
+        worst = certified_share(passed.margins(y), y)
+        return Losses(losses.loss, {**losses.scalars, "worst": worst, "share": share})
+
+
+def _paper() -> Iterator[ReluRecipe]:
+    cifar = ReluRecipe(
+        dataset="cifar10", eps="8/255", preset="paper", source=f"{PAPER}/cifar_training.py", arch="cnn7_bn",
+        epochs=2000, batch_size=256, lr=5e-4, lr_schedule="step", lr_milestones=(1400.0, 1700.0), eps_train=8.8 / 255,
+        eps_ramp=(100.0, 901.0), eps_shape="smoothed", eps_mid=0.4, kappa_start=0.0, grad_clip=8.0, crop_pad=4,
+        flip=True,
+    )  # fmt: skip
+    yield cifar
+    # Milestones 600 and 700 of the script lie at and behind its end.
+    yield replace(
+        cifar, dataset="tinyimagenet", eps="1/255", source=f"{PAPER}/tinyimagenet_training.py{NETS}",
+        arch="wide_resnet", epochs=600, batch_size=128, lr_schedule="constant", lr_milestones=(),
+        eps_train=1.0 / 255, eps_ramp=(99.0, 499.0), crop=56, crop_pad=0,
+    )  # fmt: skip
+
+
+# (data set, eps): what differs from the base below.
+_QUICK: dict[tuple[str, str], dict[str, Any]] = {
+    ("digits", "0.1"): {"arch": "mlp", "epochs": 50, "eps_train": 0.12},
+    ("synthetic", "0.1"): {"arch": "mlp", "hidden": (64,), "epochs": 10},
+    ("mnist", "0.1"): {"epochs": 10, "eps_train": 0.15},
+    ("mnist", "0.3"): {"epochs": 10, "eps_train": 0.35},
+    ("fashion_mnist", "0.1"): {"epochs": 10, "eps_train": 0.11},
+    ("cifar10", "8/255"): {"epochs": 10, "eps_train": 8.8 / 255, "crop_pad": 2, "flip": True},
+}
+
+
+def _quick() -> Iterator[ReluRecipe]:
+    base = ReluRecipe(
+        dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small", init="ibp", lr=1e-3,
+        lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
+    )  # fmt: skip
+    for (dataset, eps), fields in _QUICK.items():
+        epochs = fields["epochs"]
+        schedule = {"lr_milestones": (0.7 * epochs, 0.9 * epochs), "eps_ramp": (0.0, 0.4 * epochs)}
+        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **fields})
