@@ -1,0 +1,143 @@
+"""A finished run looked at again: `bench verify`, `bench attack`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    data_option,
+    device_option,
+    json_option,
+    offline_option,
+    plugin_option,
+    print_json,
+    results_option,
+    runs_dir,
+    runs_option,
+    say,
+    threads_option,
+)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every record in the results folder.")
+@click.option(
+    "--level", type=click.IntRange(0, 1), help="0: the record alone; 1: also its weights [default: 1 if there]."
+)
+@results_option
+@runs_option
+@device_option
+@data_option
+@offline_option
+@threads_option
+@json_option
+@plugin_option
+def verify(
+    runs: tuple[str, ...],
+    every: bool,
+    level: int | None,
+    results: str,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Does a record hold together, and does its net still do what it says?"""
+    from .. import record
+    from .. import verify as verifying
+    from ..errors import UsageError
+
+    if not runs and not every:
+        raise UsageError("name a run (`bench list runs`), or give --all")
+    chosen = record.scan(Path(results))[0] if every else [record.find(Path(results), name) for name in runs]
+    bad = 0
+    report = []
+    for one in chosen:
+        found = verifying.verify_record(one) if level == 0 else _verified(one, level, where)
+        broken = [f for f in found if not f.ok]
+        bad += bool(broken)
+        report.append({"run": one.short, "ok": not broken, "findings": [vars(f) for f in found]})
+        if as_json:
+            continue
+        verdict = "FAILED" if broken else "holds"
+        click.echo(f"{one.short} {one.path.name}: {verdict}, {sum(f.checked for f in found)} things looked at")
+        for f in broken if broken else found:
+            click.echo(f"  {'ok ' if f.ok else 'BAD'} {f.check}: {f.message} ({f.checked} checked)")
+    if as_json:
+        print_json(report)
+    sys.exit(1 if bad else 0)
+
+
+def _again(device: str, data_root: str | None, offline: bool, threads: int | None, **where: str | None) -> Any:
+    from ..environment import default_threads, resolve_device
+    from ..recheck import Again
+
+    return Again(
+        runs_dir(where["runs_dir"]),
+        resolve_device(device),
+        threads or default_threads(),
+        Path(data_root) if data_root else None,
+        offline,
+    )
+
+
+def _verified(record: Any, level: int | None, where: dict[str, Any]) -> Any:
+    from ..progress import Progress
+    from ..recheck import verify as verify_again
+
+    again = _again(**where)
+    if level is None and not again.has_weights(record):
+        say(f"{record.short}: no weights in {again.runs_dir}, so only the record itself is looked at (level 0)")
+        level = 0
+    progress = Progress()
+    try:
+        return verify_again(record, again, level=1 if level is None else level, progress=progress)
+    finally:
+        progress.close()
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@click.option("--steps", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Gradient steps.")
+@click.option("--restarts", type=click.IntRange(1, 1000), default=3, show_default=True, help="Random restarts.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the starting points.")
+@results_option
+@runs_option
+@device_option
+@data_option
+@offline_option
+@threads_option
+@json_option
+@plugin_option
+def attack(name: str, steps: int, restarts: int, seed: int, results: str, as_json: bool, **where: Any) -> None:
+    """Attack a finished run's net harder than its record did; the union can only be lower."""
+    from .. import record
+
+    found = record.find(Path(results), name)
+    again = _again(**where)
+    from .. import recheck
+    from ..attack import AttackConfig
+    from ..progress import Progress
+
+    config = AttackConfig(
+        steps=steps, restarts=restarts, surrogates=100, surrogate_steps=steps, surrogate_restarts=restarts
+    )
+    progress = Progress()
+    try:
+        told = recheck.union(found, recheck.attack(found, again, config, seed=seed, progress=progress))
+    finally:
+        progress.close()
+    if as_json:
+        print_json({"run": found.short, **told})
+        return
+    from ..text import columns
+
+    click.echo(columns(told["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
+    click.echo(
+        f"robust: {told['robust_before']:.2f} % by the record, {told['robust_now']:.2f} % by these attacks, "
+        f"{told['robust_both']:.2f} % by both ({told['newly_broken']} newly broken); "
+        f"certified {told['certified']:.2f} %"
+    )

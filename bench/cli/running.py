@@ -1,0 +1,105 @@
+"""`bench run`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import click
+
+from .options import (
+    check_names,
+    data_option,
+    device_option,
+    json_option,
+    offline_option,
+    plugin_files,
+    plugin_option,
+    runs_option,
+    say,
+    threads_option,
+)
+
+DEFAULT_METHOD = "linf_dist"  # the suite's own; a newcomer's first command needs no choice
+
+
+@click.command()
+@click.option(
+    "--method", "-m", "methods", multiple=True, metavar="NAME", help="Method; repeatable [default: linf_dist]."
+)
+@click.option(
+    "--dataset", "-d", "datasets", multiple=True, metavar="NAME", help="Data set; repeatable [default: digits]."
+)
+@click.option(
+    "--eps", multiple=True, metavar="EPS", help='Radius, "0.3" or "8/255"; repeatable [default: per data set].'
+)
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(["paper", "short", "hour", "quick"]),
+    help="Recipe; repeatable [default: quick on a CPU, paper on a GPU and for the big data sets].",
+)
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Seed; repeatable [default: 0].")
+@click.option(
+    "--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="Override a field of the recipe; repeatable."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val"]),
+    default="test",
+    help="val is for tuning: validation images are held out and evaluated, the test split stays closed.",
+)
+@device_option
+@data_option
+@click.option("--results", metavar="DIR", help="Folder of records [default: results/measured, its tuning/ for val].")
+@runs_option
+@click.option("--dry-run", is_flag=True, help="Show the plan with times, run nothing.")
+@click.option("--show-config", is_flag=True, help="Print the resolved recipes as JSON, run nothing.")
+@click.option("--time-limit", metavar="25m", help="Per cell; when it is reached the state is saved (exit code 4).")
+@click.option("--fresh", is_flag=True, help="Start over, whatever is there.")
+@offline_option
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Cells at a time [default: one per GPU, or one].")
+@threads_option
+@click.option("--save-every", default="60s", show_default=True, metavar="SPAN", help="Between saved states.")
+@click.option("--quiet", "-q", is_flag=True, help="No plan, no progress.")
+@json_option
+@plugin_option
+def run(
+    methods: tuple[str, ...],
+    datasets: tuple[str, ...],
+    pairs: tuple[str, ...],
+    time_limit: str | None,
+    save_every: str,
+    show_config: bool,
+    seeds: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Train, certify and attack; leave records.
+
+    Selectors that are given several times are multiplied: -m ibp -m linf_dist -d digits -d mnist are four cells. Each
+    runs in a process of its own; a finished one is only printed, an interrupted one continues where it was.
+
+    Exit codes: 0 all done, 1 a cell failed, 2 usage, 3 training diverged, 4 stopped and resumable.
+    """
+    from ..text import parse_span
+
+    limit = parse_span(time_limit) if time_limit else None
+    from .. import planning
+
+    request = planning.Request(
+        methods=methods or (DEFAULT_METHOD,),
+        datasets=datasets,
+        seeds=seeds or (0,),
+        changes=planning.as_changes(pairs),
+        time_limit_s=limit,
+        save_every_s=parse_span(save_every),
+        **options,
+    )
+    check_names(datasets)
+    if show_config:
+        planning.show_config(request)
+        return
+    ask = functools.partial(click.confirm, err=True) if sys.stdin.isatty() and sys.stderr.isatty() else None
+    sys.exit(planning.execute(request, plugins=plugin_files(), say=say, ask=ask))

@@ -1,0 +1,156 @@
+"""Methods, machines and costs: `bench check`, `new-method`, `doctor`, `kernels`, `time`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    check_names,
+    data_option,
+    device_option,
+    json_option,
+    plugin_files,
+    plugin_option,
+    print_json,
+    results_option,
+    say,
+    threads_option,
+)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--limit", default="2m", show_default=True, metavar="SPAN", help="Time after which the check is ended.")
+@json_option
+@plugin_option
+def check(name: str, limit: str, as_json: bool) -> None:
+    """Does a method keep the contract? Eleven checks, in a process of their own."""
+    from .. import conformance
+    from ..text import parse_span
+
+    found = conformance.run_check(name, plugins=[Path(p) for p in plugin_files()], limit_s=parse_span(limit))
+    if as_json:
+        print_json([vars(outcome) for outcome in found])
+    else:
+        click.echo("\n".join(conformance.lines(name, found)))
+    sys.exit(1 if conformance.failed(found) else 0)
+
+
+@click.command("new-method")
+@click.argument("name", metavar="NAME")
+@click.option("--into", metavar="DIR", default=".", show_default=True, help="Folder that gets the new folder.")
+def new_method(name: str, into: str) -> None:
+    """Write a working method of about 40 lines, its packaging and its test."""
+    from .. import scaffold
+
+    for path in scaffold.new_method(name, Path(into)):
+        click.echo(str(path))
+    say(scaffold.advice(name))
+
+
+@click.command()
+@results_option
+@data_option
+@json_option
+def doctor(results: str, data_root: str | None, as_json: bool) -> None:
+    """What this machine has and lacks, and what would mend it."""
+    from ..doctor import as_json as plain
+    from ..doctor import facts
+
+    found = []
+    for fact in facts(Path(results), Path(data_root) if data_root else None):
+        found.append(fact)
+        if not as_json:
+            click.echo(fact.line)
+    if as_json:
+        print_json(plain(found))
+    sys.exit(1 if any(f.ok is False for f in found) else 0)
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="About how long.")
+@device_option
+@threads_option
+@json_option
+def kernels(seconds: float, device: str, threads: int | None, as_json: bool) -> None:
+    """Which kernels are in use and how fast they are here."""
+    import torch
+
+    from ..environment import default_threads, kernel_modules, kernels_in_use, resolve_device
+    from ..text import columns
+
+    torch.set_num_threads(threads or default_threads())
+    where = resolve_device(device)
+    modules = kernel_modules(load=True)
+    rows: list[dict[str, Any]] = []
+    for module in modules:
+        benchmark: Callable[..., list[dict[str, Any]]] | None = getattr(module, "benchmark", None)
+        if benchmark is None:
+            say(f"{module.__name__} has no benchmark")
+            continue
+        rows += benchmark(seconds=seconds / len(modules), device=where)
+    if as_json:
+        print_json({"kernels": kernels_in_use(), "benchmark": rows})
+        return
+    for owner, info in kernels_in_use().items():
+        click.echo(f"{owner}: " + ", ".join(f"{key} {value}" for key, value in info.items() if value not in ("", None)))
+    if rows:
+        click.echo(columns(rows, list(dict.fromkeys(key for row in rows for key in row))))
+
+
+@click.command()
+@click.option("--method", "-m", "methods", multiple=True, required=True, metavar="NAME", help="Method; repeatable.")
+@click.option("--dataset", "-d", default="digits", show_default=True, metavar="NAME", help="Data set.")
+@click.option("--eps", metavar="EPS", help="Radius [default: per data set].")
+@click.option("--preset", default="quick", show_default=True, metavar="PRESET", help="Recipe.")
+@click.option("--budget", default="15s", show_default=True, metavar="SPAN", help="Timed steps per method.")
+@device_option
+@threads_option
+@json_option
+@plugin_option
+def time(
+    methods: tuple[str, ...],
+    dataset: str,
+    eps: str | None,
+    preset: str,
+    budget: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """What methods cost on one data set: a few steps at six points of each schedule, in turns, extrapolated."""
+    check_names([dataset])
+    import torch
+
+    from ..cell import DEFAULT_EPS, FALLBACK_EPS
+    from ..environment import default_threads, resolve_device
+    from ..progress import Progress
+    from ..text import columns, parse_span
+    from ..timetable import COLUMNS, timetable
+
+    torch.set_num_threads(threads or default_threads())
+    radius = eps or DEFAULT_EPS.get(dataset, FALLBACK_EPS)
+    rows, problems = timetable(
+        methods,
+        dataset,
+        radius,
+        preset,
+        device=resolve_device(device),
+        budget_s=parse_span(budget),
+        progress=Progress(),
+    )
+    if as_json:
+        print_json(rows)
+    elif rows:
+        click.echo(columns(rows, COLUMNS))
+        where = f"{dataset} {radius}, threads: {torch.get_num_threads()}, on {resolve_device(device)}"
+        how = f"seconds per epoch are extrapolated from {rows[0]['how']}, lowest and highest being its phases"
+        click.echo(f"{where}; {how}; a multiply-accumulate or one |x - w| counts 1")
+    for line in problems:
+        say(f"error: {line}")
+    sys.exit(2 if not rows else 1 if problems else 0)
