@@ -141,7 +141,7 @@ def md(text: str) -> str:
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", MINUS: "$-$", DASH: "--", "\u00b1": r"$\pm$", "\u00d7": r"$\times$",
+    "|": r"\textbar{}", '"': "''", MINUS: "$-$", DASH: "--", "\u00b1": r"$\pm$", "\u00d7": r"$\times$",
     ARROWS["up"]: r"$\uparrow$", ARROWS["down"]: r"$\downarrow$", "\u2264": r"$\le$", "\u221e": r"$\infty$",
     "\u2260": r"$\ne$", "\u00b5": r"$\mu$", "\u0394": r"$\Delta$", "\u2026": r"\ldots{}",
     "\u2020": r"$^\dagger$", "\u2021": r"$^\ddagger$", "\u00a0": "~",

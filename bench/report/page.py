@@ -17,6 +17,7 @@ _HERE = Path(__file__).parent
 _SIGNS = ("\u2020", "\u2021")
 ELSEWHERE = ("runs", "attacks", "cost", "headline")  # too long, or repeated by the main table; linked instead
 
+_WORDY = ("certificate", "published", "source", "net", "certifier", "attack", "values")  # wrapped when long
 LONG = 120  # rows of a secondary table that the page still prints
 
 
@@ -196,9 +197,9 @@ def _html_row(row: Row, columns: Sequence[Column], *, selectable: bool) -> str:
     for at, column in enumerate(columns):
         cell = row[column.key]
         tag = 'th scope="row"' if at == 0 else "td"
-        sort = ""
+        sort = " class=w" if column.key in _WORDY and len(cell.text) > 24 else ""
         if isinstance(cell.sort, (int, float)) and not _is_plain(cell.text):
-            sort = f' data-v="{cell.sort:.6g}"'
+            sort += f' data-v="{cell.sort:.6g}"'
         elif cell.sort == "~":
             sort = ' data-v="~"'
         pad = selectable and column.key in ACCURACIES
