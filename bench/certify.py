@@ -42,7 +42,7 @@ def grid_radii(holds: Holds, correct: np.ndarray, certified: np.ndarray, eps: Ep
     top = min(REACH * GRID, int(1 / unit))
     at_eps = int(eps.fraction / unit)
     good = np.where(certified, at_eps, 0)
-    bad = np.where(certified | (at_eps == 0), top + 1, at_eps)
+    bad = np.where(certified, top + 1, at_eps)
     while True:
         middle = (good + bad) // 2
         searched = correct & (middle > good)
@@ -54,7 +54,7 @@ def grid_radii(holds: Holds, correct: np.ndarray, certified: np.ndarray, eps: Ep
             good[rows[held]] = k
             bad[rows[~held]] = k
     values = np.array([float(eps_at(k * unit).fraction) for k in range(top + 1)])
-    return np.where(correct, values[good], 0.0)
+    return values[good]  # 0 for the wrong ones, which are never searched
 
 
 def grid_unit(eps: Eps) -> Fraction:

@@ -17,6 +17,7 @@ from torch import nn
 
 from bench import Bound, Eps, margin, record_arrays
 from bench.attack import AttackConfig
+from bench.cascade import Cascade
 from bench.chunks import Chunks
 from bench.errors import BenchError
 from bench.evaluate import evaluate
@@ -364,6 +365,24 @@ def test_a_wrong_example_with_a_positive_bound_is_not_certified():
     assert judge(method, Tied(), data).summary["n_certified"] == 0
 
 
+def test_class_r_bounds_within_rounding_are_counted_as_borderline(tiny):
+    """n_borderline: certified by less than float32 rounding of the logits could undo. Wrong examples are none."""
+
+    def barely(self, net, x, y, eps):
+        return Bound(margin(net(x), y).clamp(max=5e-5), "c", "R")
+
+    result = judge(altered(S.DistMethod, margin_bound=barely), *tiny, attacks=NO_ATTACK, eps="0.001")
+    assert result.summary["n_correct"] < result.summary["n"]
+    assert result.summary["n_borderline"] == result.summary["n_certified"] > 0
+
+
+def test_a_broken_certificate_that_slipped_through_is_still_refused(tiny, monkeypatch):
+    """The order is asserted on the arrays themselves, whatever the attacks reported."""
+    monkeypatch.setattr(Cascade, "run", lambda self, *a: self.broken.__setitem__(slice(None), True))
+    with pytest.raises(Violation, match="certified => robust => correct"):
+        judge(S.DistMethod(), *tiny)
+
+
 def test_the_first_certificate_is_the_headline(tiny):
     def two(self, net, x, y, eps):
         honest = S.DistMethod.margin_bound(self, net, x, y, eps)
@@ -420,6 +439,8 @@ def test_a_tie_at_the_edge_of_the_ball_is_not_certified():
     assert judge(S.DistMethod(), net, data, "0.24", spec=spec).summary["n_certified"] == 1
     with pytest.raises(Violation):
         judge(S.DistMethod("not strict"), net, data, "1/4", spec=spec)
+    searched = judge(S.DistMethod(closed=False), net, data, "1/8", spec=spec)  # whose grid holds 1/4 itself
+    assert 0.249 < searched.arrays["radius"][0] < 0.25
 
 
 def test_a_hidden_counterexample_is_not_certified():
