@@ -11,11 +11,12 @@ from typing import Any
 
 from . import cell as cells
 from .cell import Missing, Planned
+from .child import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Slot, Task
 from .environment import cache_home, default_threads, gpu_count, resolve_device
 from .errors import UsageError
 from .estimate import Estimate, estimate
 from .files import check_writable
-from .launch import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Slot, Task, exit_code, launch, slots_for
+from .launch import exit_code, launch, slots_for
 from .options import Options
 from .progress import Progress, duration
 from .record import Record

@@ -16,7 +16,7 @@ from .errors import BenchError
 from .evaluate import Evaluation, evaluate
 from .progress import Progress
 from .record import Record
-from .run import WEIGHTS, Trained, of_record
+from .trained import WEIGHTS, Trained, of_record
 from .verify import Finding, verify_record, verify_run
 
 

@@ -6,14 +6,12 @@ record goes to the results folder last. Whatever kills the process, the next cal
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import io
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,9 @@ from torch import nn
 from . import record as records
 from . import registry
 from .attack import AttackConfig
-from .cell import Cell, Planned, reopen
-from .contract import DataSpec, Method
+from .cell import Cell, Planned
 from .cost import measure_cost
 from .data import Dataset, Split, load
-from .data import spec as data_spec
 from .environment import code_version, environment
 from .eps import Eps
 from .errors import BenchError, Interrupted
@@ -40,33 +36,19 @@ from .recipe import as_dict
 from .record import Record
 from .state import (
     SCHEMA,
-    StateError,
     StateStore,
-    load_net,
-    load_tensors,
     net_tensors,
     read_meta,
     save_tensors,
     weights_sha256,
 )
 from .train import RESUMED_ADVICE, seed_everything, train
+from .trained import WEIGHTS, Trained, restore
 
-WEIGHTS, EVALUATION, ARRAYS = "weights.safetensors", "evaluation.json", "evaluation.npz"
+EVALUATION, ARRAYS = "evaluation.json", "evaluation.npz"
 RESTARTED = "restarted"  # marks a run begun with --fresh: an older record of its cell does not count as finished
 STATE_COPIES = 3 * 3  # weights and two moments, in two kept states and the one being written
 REBUILD_ROWS = 64  # images on which the reloaded net must agree with the trained one, bit for bit
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: what is needed to ask the net anything."""
-
-    method: Method
-    recipe: Any
-    net: nn.Module
-    spec: DataSpec  # as the network sees the data
-    summary: dict[str, Any]
-    environment: dict[str, Any]
 
 
 def run(
@@ -291,59 +273,6 @@ class _Run:
             "wall_s": wall_s,
         }
         return records.write(Path(self.options.results), payload, arrays)
-
-
-def restore(
-    folder: Path,
-    method: Method,
-    recipe: Any,
-    spec: DataSpec,
-    device: torch.device,
-    *,
-    check: Callable[[Path, dict[str, Any]], None] | None = None,
-) -> Trained:
-    """The trained net of a run's folder, in eval mode.
-
-    Args:
-        spec: as the network sees the data (cropped where the recipe crops).
-        check: called with (path, meta) before the weights are used; raises if they belong to another run.
-
-    Raises:
-        StateError: no weights there, damaged, or of another network.
-    """
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise StateError(f"{folder} holds no trained weights; repeat the run, or name its folder with --runs-dir")
-    state = load_tensors(path)
-    if check is not None:
-        check(path, state.meta)
-    net = method.build(spec, recipe).to(device)
-    load_net(net, state.tensors, str(path))
-    net.eval()
-    return Trained(method, recipe, net, spec, state.meta["training"], state.meta["environment"])
-
-
-def of_record(record: Record, runs_dir: Path, device: torch.device) -> Trained:
-    """The trained net that a record speaks about, from its run's folder, checked to be the very one.
-
-    Raises:
-        StateError: the folder is gone or holds other weights.
-        BenchError: the method's recipe is no longer what the record was made with.
-    """
-    planned = reopen(record.data["cell"])
-    recipe = planned.recipe
-    if planned.cell.recipe_hash != record.data["recipe"]["hash"]:
-        raise BenchError(
-            f"record {record.short}: the recipe of {record.method} has changed since; check out "
-            f"{(record.data['code']['commit'] or 'the version it was made with')[:12]}, or repeat the run"
-        )
-    spec = data_spec(record.dataset).cropped(recipe.crop)
-    classes = (record.data["data"]["subset"] or {}).get("classes", spec.classes)
-    spec = dataclasses.replace(spec, classes=classes)
-    trained = restore(runs_dir / record.path.name, registry.get(record.method), recipe, spec, device)
-    if weights_sha256(trained.net) != record.data["weights_sha256"]:
-        raise StateError(f"the weights in {runs_dir / record.path.name} are not those of record {record.short}")
-    return trained
 
 
 def _cost(trained: Trained, found: Evaluation, split: Split, eps: Eps) -> dict[str, Any]:

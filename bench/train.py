@@ -7,15 +7,11 @@ CPU, bit for bit, what an uninterrupted run would have done. Nothing in a step w
 from __future__ import annotations
 
 import math
-import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +25,9 @@ from .optimizer_state import pack_optimizer, unpack_optimizer
 from .progress import Progress
 from .seeding import seed_of
 from .state import State, StateStore, load_net, net_tensors
+from .steps import Sums, in_training_thread, make_step, seed_everything, set_lr
 from .threat import levels_table
 
-T = TypeVar("T")
 READ_EVERY_S = 2.0  # on a GPU the running sums are read, and the bar updated, this often
 NEVER = 2**62  # "no step was non-finite yet"
 RESUMED_ADVICE = "the state is saved, the same command (without --fresh) continues"
@@ -77,91 +73,6 @@ def train(
     return summary
 
 
-def in_training_thread(device: torch.device, work: Callable[[], T]) -> T:
-    """Call `work` in a thread of its own, which has worker threads of its own, where subnormals are flushed to zero."""
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        torch.set_flush_denormal(True)  # before this thread's first parallel operation: its workers inherit it
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # also a property of threads
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=body, name="train")
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)  # in slices, so that signal handlers run in this, the main, thread
-    if errors:
-        raise errors[0]
-    return outcome[0]
-
-
-def make_step(recipe: Any, method: Method, *, iteration: int, per_epoch: int, eps: Eps, generator: Any) -> Step:
-    """The `Step` of one iteration."""
-    return Step(
-        epoch=iteration // per_epoch,
-        epochs=recipe.epochs,
-        iteration=iteration,
-        iterations=recipe.epochs * per_epoch,
-        iterations_per_epoch=per_epoch,
-        eps=eps,
-        eps_now=float(method.eps_schedule(recipe, iteration / per_epoch)),
-        recipe=recipe,
-        generator=generator,
-    )
-
-
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's lr becomes its initial one times `factor`; returns the first group's."""
-    for group in optimizer.param_groups:
-        value = group.setdefault("initial_lr", group["lr"]) * factor
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(value)
-        else:
-            group["lr"] = value
-    return float(optimizer.param_groups[0]["initial_lr"]) * factor
-
-
-def seed_everything(*parts: int | str) -> None:
-    """Seed every global generator a method might draw from.
-
-    Not by torch.manual_seed: before CUDA is used, that formats three stack traces per call, 1 ms of every step.
-    """
-    value = seed_of(*parts)
-    torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(value)
-    random.seed(value)
-    np.random.seed(value % 2**32)  # the legacy generator: plugins use it
-
-
-@dataclass
-class _Sums:
-    """Running sums of an epoch's scalars, weighted by batch rows; tensors stay on the device until they are read."""
-
-    rows: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # 0-dimensional float64
-    floats: dict[str, float] = field(default_factory=dict)
-
-    def add(self, scalars: Mapping[str, Tensor | float], rows: int) -> None:
-        self.rows += rows
-        for name, value in scalars.items():
-            if isinstance(value, Tensor):
-                term = value.detach().double().reshape(()) * rows
-                held = self.tensors.get(name)
-                self.tensors[name] = term if held is None else held + term
-            else:
-                self.floats[name] = self.floats.get(name, 0.0) + float(value) * rows
-
-    def means(self) -> dict[str, float]:
-        found = {name: float(value) for name, value in self.tensors.items()} | self.floats
-        return {name: value / max(self.rows, 1) for name, value in found.items()}
-
-
 class Loop:
     """One training, with what must survive an interruption as attributes."""
 
@@ -185,7 +96,7 @@ class Loop:
         self.per_epoch = math.ceil(len(split) / recipe.batch_size)
         self.iterations = recipe.epochs * self.per_epoch
         self.iteration = 0
-        self.sums, self.recent = _Sums(), _Sums()
+        self.sums, self.recent = Sums(), Sums()
         self.history: list[dict[str, Any]] = []
         self.train_s = self.epoch_s = 0.0
         self.resumes = 0
@@ -282,7 +193,7 @@ class Loop:
             return
         self.read_at = now
         means = self.recent.means()
-        self.recent = _Sums()
+        self.recent = Sums()
         values: dict[str, Any] = {"epoch": f"{self.iteration / self.per_epoch:.1f}/{self.recipe.epochs}"}
         values |= {name: means[name] for name in ("loss", "acc") if name in means}
         self.progress.update(self.iteration, **values, **self.shown, eps=self.step.eps_now)
@@ -299,7 +210,7 @@ class Loop:
             row["train_acc"] = 100.0 * row.pop("acc")
         row["s"] = self.epoch_s
         self.history.append({name: _number(value) for name, value in row.items()})
-        self.sums, self.epoch_s = _Sums(), 0.0
+        self.sums, self.epoch_s = Sums(), 0.0
 
     def _tick(self) -> None:
         """Add the time since the last tick to the totals; on a GPU after everything queued is done."""
@@ -384,7 +295,7 @@ class Loop:
         unpack_optimizer(self.optimizer, _under(state, "optimizer/"), state.meta["optimizer"])
         sums = state.meta["sums"]
         tensors = {name: value.to(self.device) for name, value in _under(state, "sum/").items()}
-        self.sums = _Sums(sums["rows"], tensors, {k: float(v) for k, v in sums["floats"].items()})
+        self.sums = Sums(sums["rows"], tensors, {k: float(v) for k, v in sums["floats"].items()})
         self.iteration = state.meta["iteration"]
         self.history = state.meta["history"]
         self.train_s, self.epoch_s = state.meta["train_s"], state.meta["epoch_s"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import child, registry
 from bench import launch as launching
-from bench import registry
 from bench.cell import plan
-from bench.launch import Outcome, Slot, Task, exit_code, launch, slots_for
+from bench.child import Outcome, Slot, Task
+from bench.launch import exit_code, launch, slots_for
 from bench.options import Options
 from bench.progress import Progress
 
@@ -55,7 +56,9 @@ def ended(tmp_path_factory):
     tasks = tasks_in(folder, FATES)
     log = folder / "runs" / tasks[-1].cell.folder / "stdout"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launching, "time", Clock(log))
+        clock = Clock(log)
+        for module in (launching, child):
+            patch.setattr(module, "time", clock)
         outcomes, stopped = launch(
             tasks, [Slot("cpu", 1), Slot("cpu", 1)], progress=lambda label: Progress(quiet=True), grace_s=1.0
         )

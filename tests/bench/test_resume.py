@@ -18,7 +18,8 @@ from bench import run as running
 from bench.cell import plan
 from bench.environment import worker_environment
 from bench.options import Options
-from bench.run import WEIGHTS, run
+from bench.run import run
+from bench.trained import WEIGHTS
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
 SLOW_S = 60.0  # no test waits longer for a process to reach a point

@@ -14,8 +14,9 @@ from bench.cell import plan
 from bench.errors import BenchError, Interrupted
 from bench.files import FileError, locked
 from bench.options import Options
-from bench.run import ARRAYS, EVALUATION, WEIGHTS, finished, of_record, progress_of, run
+from bench.run import ARRAYS, EVALUATION, finished, progress_of, run
 from bench.state import StateError, load_tensors, save_tensors, weights_sha256
+from bench.trained import WEIGHTS, of_record
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
 
