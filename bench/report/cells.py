@@ -111,9 +111,10 @@ def method(pool: Pool) -> Cell:
     return Cell(pool.title, pool.marks(), sort=pool.title.lower(), ref=pool.first.id)
 
 
-def source(cell: Published) -> Cell:
-    """`ICML 2021, Table 1`, linked."""
-    return Cell(f"{cell.source.short}, {cell.where}", href=cell.source.url or "", ref=cell.key)
+def source(cell: Published, *, whole: bool = False) -> Cell:
+    """`ICML 2021, Table 1`, linked; a long place is cut, the whole one stands in the csv and behind the number."""
+    where = cell.where if whole else fmt.shorten(cell.where, 40)
+    return Cell(f"{cell.source.short}, {where}", href=cell.source.url or "", ref=cell.key)
 
 
 def costs(pool: Pool) -> dict[str, Cell]:

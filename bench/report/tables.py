@@ -20,6 +20,7 @@ from .cells import (
     delta,
     measured_data,
     method,
+    plain,
     published_accuracy,
     published_data,
     seeds,
@@ -77,6 +78,7 @@ def main(inputs: Inputs, setting: Setting) -> Table:
         Column("train_s", "Train time", "down"),
         Column("published", "Published clean / robust / certified", numeric=False),
         Column("delta", "\u0394 certified"),
+        Column("n", "n", formats=("html",)),
         Column("params", "Params", formats=("html",)), Column("flops", "FLOPs", formats=("html",)),
         Column("s_per_epoch", "Per epoch", "down", formats=("html",)),
         Column("certify_ms", "Per certificate", "down", formats=("html",)),
@@ -104,7 +106,8 @@ def main_row(block: Rows, at: int) -> Row:
     cells = {k: accuracy(pool, k, block.standings.get((at, KIND_OF[k]), Standing())) for k in ACCURACIES}
     cells |= {
         "method": method(pool), "certificate": certificate(pool), "seeds": seeds(pool),
-        "published": triple(pool.published), "delta": delta(pool, "certified"), **costs(pool),
+        "published": triple(pool.published), "delta": delta(pool, "certified"), "n": plain(pool.n),
+        **costs(pool),
     }  # fmt: skip
     return Row(cells, measured_data(pool))
 
@@ -117,6 +120,7 @@ def published_only(cell: Published) -> Row:
         "certificate": certifier(cell),
         "published": source(cell),
         "flops": Cell(fmt.si(cell.ops), sort=cell.ops),
+        "n": plain(cell.n_test),
     }
     return Row(cells, published_data(cell))
 
@@ -210,7 +214,7 @@ def all_published(inputs: Inputs) -> Table:
                         "method": Cell(styles.title(cell.method), daggers(cell), ref=cell.key),
                         **{k: published_accuracy(cell, k) for k in ACCURACIES},
                         "net": Cell(cell.architecture or DASH), "certifier": certifier(cell),
-                        "attack": Cell(cell.attack or DASH), "tag": Cell(cell.tag), "source": source(cell),
+                        "attack": Cell(cell.attack or DASH), "tag": Cell(cell.tag), "source": source(cell, whole=True),
                     },
                     published_data(cell),
                 )
