@@ -88,10 +88,29 @@ INLINE vf fms(vf a, vf b, vf c) { return a * b - c; }
 INLINE vf absmax(vf a, vf b) { return vmax(a, vabs(b)); }
 #endif
 
-template <int HALF, int... K> INLINE vi turn_mask(std::integer_sequence<int, K...>) { return vi{(K ^ HALF)...}; }
-template <int HALF> INLINE vf turn(vf v) {
-    return __builtin_shuffle(v, turn_mask<HALF>(std::make_integer_sequence<int, L>{}));
+using Lanes = std::make_integer_sequence<int, L>;
+
+// lane k <- lane pick[k] of a, or pick[k] - L of b
+template <int... PICK> INLINE vf shuffle(vf a, vf b, std::integer_sequence<int, PICK...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, PICK...);
+#else
+    return __builtin_shuffle(a, b, vi{PICK...});
+#endif
 }
+
+// The masks of butterflies of width HALF: exchange lanes; take the lower, the higher halves of a and b.
+template <int HALF, int... K> constexpr auto turn_mask(std::integer_sequence<int, K...>) {
+    return std::integer_sequence<int, (K ^ HALF)...>{};
+}
+template <int HALF, int... K> constexpr auto low_mask(std::integer_sequence<int, K...>) {
+    return std::integer_sequence<int, ((K & HALF) ? L + K - HALF : K)...>{};
+}
+template <int HALF, int... K> constexpr auto high_mask(std::integer_sequence<int, K...>) {
+    return std::integer_sequence<int, ((K & HALF) ? L + K : K + HALF)...>{};
+}
+
+template <int HALF> INLINE vf turn(vf v) { return shuffle(v, v, turn_mask<HALF>(Lanes{})); }
 template <int HALF = L / 2> INLINE float min_lanes(vf v) {
     if constexpr (HALF == 0) return v[0];
     else return min_lanes<HALF / 2>(vmin(v, turn<HALF>(v)));
@@ -101,23 +120,14 @@ template <int HALF = L / 2> INLINE float max_lanes(vf v) {
     else return max_lanes<HALF / 2>(vmax(v, turn<HALF>(v)));
 }
 
-template <int HALF, int... K> INLINE vi low_mask(std::integer_sequence<int, K...>) {
-    return vi{((K & HALF) ? L + K - HALF : K)...};
-}
-template <int HALF, int... K> INLINE vi high_mask(std::integer_sequence<int, K...>) {
-    return vi{((K & HALF) ? L + K : K + HALF)...};
-}
-
 template <int HALF> INLINE void transpose_step(vf (&r)[L]) {
     if constexpr (HALF > 0) {
-        const vi lo = low_mask<HALF>(std::make_integer_sequence<int, L>{});
-        const vi hi = high_mask<HALF>(std::make_integer_sequence<int, L>{});
 #pragma GCC unroll 16
         for (int i = 0; i < L; i++)
             if ((i & HALF) == 0) {
                 vf a = r[i], b = r[i + HALF];
-                r[i] = __builtin_shuffle(a, b, lo);
-                r[i + HALF] = __builtin_shuffle(a, b, hi);
+                r[i] = shuffle(a, b, low_mask<HALF>(Lanes{}));
+                r[i + HALF] = shuffle(a, b, high_mask<HALF>(Lanes{}));
             }
         transpose_step<HALF / 2>(r);
     }
@@ -127,12 +137,10 @@ INLINE void transpose(vf (&r)[L]) { transpose_step<L / 2>(r); }
 // r[0] <- the L horizontal sums of r[0], ..., r[L-1], lane k = sum of r[k]
 template <int HALF> INLINE void reduce_step(vf (&r)[L]) {
     if constexpr (HALF > 0) {
-        const vi lo = low_mask<HALF>(std::make_integer_sequence<int, L>{});
-        const vi hi = high_mask<HALF>(std::make_integer_sequence<int, L>{});
 #pragma GCC unroll 16
         for (int i = 0; i < HALF; i++) {
             vf a = r[i], b = r[i + HALF];
-            r[i] = __builtin_shuffle(a, b, lo) + __builtin_shuffle(a, b, hi);
+            r[i] = shuffle(a, b, low_mask<HALF>(Lanes{})) + shuffle(a, b, high_mask<HALF>(Lanes{}));
         }
         reduce_step<HALF / 2>(r);
     }
