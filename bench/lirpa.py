@@ -9,6 +9,7 @@ none. Nothing here changes its files. Bounds are computed in float64 without con
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import logging
@@ -178,66 +179,71 @@ class Bounds:
         layers: the network behind its normalisation, in eval mode; copied, so the original stays as it is.
         normalize: what maps images to its input, applied to the box from outside: inside the bounded graph it makes
             CROWN fail for some seeds (packaging.md 2.3). It must be monotone in every pixel.
-        shape: of one image, (C, H, W).
-        method: a key of METHODS. iterations: of alpha_crown.
+        shape: of one image, (C, H, W). iterations: of alpha_crown.
         conv_mode: "patches" is the fast one for plain convolutional nets, "matrix" the safe one for everything else.
 
     Raises:
         LirpaUnavailable: see `load`. Unsupported: the network contains something auto_LiRPA cannot bound.
-        ValueError: unknown method.
     """
 
     def __init__(
         self,
         layers: nn.Module,
         normalize: nn.Module,
-        shape: tuple[int, int, int],
-        method: str,
+        shape: tuple[int, ...],
         *,
         iterations: int = 20,
         conv_mode: str = "matrix",
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"certifier = {method!r}; choose one of {', '.join(METHODS)}")
         self.module = load()
-        import copy
-
-        self.method = method
         self.normalize = copy.deepcopy(normalize).double().eval()
         self.layers = copy.deepcopy(layers).double().eval()
         self.device = next(self.layers.parameters()).device
-        dummy = torch.zeros(2, *shape, dtype=torch.float64, device=self.device)
-        options = {
+        self.dummy = torch.zeros(2, *shape, dtype=torch.float64, device=self.device)
+        self.options = {
             "conv_mode": conv_mode,
             "verbosity": 0,
             "optimize_bound_args": {"iteration": iterations, "lr_alpha": 0.5},
         }
+        self._bounded = self._build()
+
+    def _build(self) -> Any:
         try:
             with _default_dtype(torch.float64), _silenced():
-                self.bounded = self.module.BoundedModule(
-                    self.layers, self.normalize(dummy), bound_opts=options, device=self.device
+                bounded = self.module.BoundedModule(
+                    self.layers, self.normalize(self.dummy), bound_opts=dict(self.options), device=self.device
                 )
-                self.bounded.eval()
+                bounded.eval()
                 self.layers.eval()
-                self._agrees(dummy)
+                self._check_same(bounded)
         except (NotImplementedError, AttributeError, KeyError, RuntimeError, AssertionError, TypeError) as error:
             raise Unsupported(f"auto_LiRPA {version()} cannot bound this network: {_reason(error)}") from error
+        return bounded
 
-    def _agrees(self, dummy: Tensor) -> None:
+    def _check_same(self, bounded: Any) -> None:
         """The bounded copy must compute the same function; a tracer that dropped something would make nonsense."""
-        x = torch.linspace(0, 1, dummy.numel(), dtype=torch.float64, device=self.device).reshape(dummy.shape)
-        wanted, got = self.layers(self.normalize(x)), self.bounded(self.normalize(x))
+        shape = self.dummy.shape
+        x = torch.linspace(0, 1, self.dummy.numel(), dtype=torch.float64, device=self.device).reshape(shape)
+        wanted, got = self.layers(self.normalize(x)), bounded(self.normalize(x))
         if not torch.allclose(wanted, got, rtol=1e-9, atol=1e-9):
             raise Unsupported(f"auto_LiRPA {version()} traced another function than this network")
 
-    def margins(self, lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
+    def margins(self, lower: Tensor, upper: Tensor, y: Tensor, method: str) -> Tensor:
         """Lower bounds of f_y - f_j over the box of images, [B, K] float64, infinity at j = y.
 
         Args:
-            lower, upper: [B, C, H, W] images, the box. y: [B] int64.
+            lower, upper: [B, C, H, W] images, the box. y: [B] int64. method: a key of METHODS.
+
+        Raises:
+            ValueError: unknown method. Unsupported: a layer has no such bound.
         """
+        if method not in METHODS:
+            raise ValueError(f"certifier = {method!r}; choose one of {', '.join(METHODS)}")
+        # alpha_crown leaves its layers in a state in which every later call fails, its own too: a fresh copy per call
+        alone = method == "alpha_crown"
+        bounded = self._build() if alone else self._bounded
         low, high = self.normalize(lower.double()), self.normalize(upper.double())
-        classes = int(self.bounded.final_shape[-1])
+        classes = int(bounded.final_shape[-1])
         eye = torch.eye(classes, dtype=torch.float64, device=self.device)
         others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
         others = others + (others >= y.unsqueeze(1))
@@ -246,8 +252,12 @@ class Bounds:
             x = self.module.BoundedTensor(
                 (low + high) / 2, self.module.PerturbationLpNorm(norm=float("inf"), x_L=low, x_U=high)
             )
-            with contextlib.nullcontext() if self.method == "alpha_crown" else torch.no_grad():
-                found, _ = self.bounded.compute_bounds(x=(x,), C=rows, method=METHODS[self.method], bound_upper=False)
+            # alpha_crown optimises slopes, also where its caller has switched gradients off
+            with torch.enable_grad() if alone else torch.no_grad():
+                try:
+                    found, _ = bounded.compute_bounds(x=(x,), C=rows, method=METHODS[method], bound_upper=False)
+                except NotImplementedError as error:
+                    raise Unsupported(f"auto_LiRPA {version()} has no {method} bound here: {_reason(error)}") from error
         found = found.detach()
         return torch.full((len(y), classes), torch.inf, dtype=found.dtype, device=y.device).scatter(1, others, found)
 

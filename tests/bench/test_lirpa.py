@@ -48,7 +48,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("kind", [*LINEAR_KINDS, "densenet"])
 def test_interval_bounds_agree(kind: str, default_dtype: None) -> None:
     net, x, y, low, high = ours(kind)
-    theirs = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:]), "ibp").margins(low, high, y)
+    theirs = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:])).margins(low, high, y, "ibp")
     assert close(theirs, box.run(net, x, RADIUS).margins(y).detach())
 
 
@@ -56,7 +56,7 @@ def test_interval_bounds_agree(kind: str, default_dtype: None) -> None:
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_crown_ibp_bounds_agree(kind: str, default_dtype: None) -> None:
     net, x, y, low, high = ours(kind)
-    theirs = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:]), "crown_ibp").margins(low, high, y)
+    theirs = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:])).margins(low, high, y, "crown_ibp")
     assert close(theirs, crown.crown_ibp_margins(box.run(net, x, RADIUS, tape=True), y).detach())
 
 
@@ -65,8 +65,8 @@ def test_crown_ibp_bounds_agree(kind: str, default_dtype: None) -> None:
 def test_crown_improves_on_crown_ibp_in_both_convolution_modes(mode: str) -> None:
     net, x, y, low, high = ours("conv_small")
     shape = tuple(x.shape[1:])
-    better = lirpa.Bounds(net.layers, net.normalize, shape, "crown", conv_mode=mode).margins(low, high, y)
-    worse = lirpa.Bounds(net.layers, net.normalize, shape, "crown_ibp", conv_mode=mode).margins(low, high, y)
+    better = lirpa.Bounds(net.layers, net.normalize, shape, conv_mode=mode).margins(low, high, y, "crown")
+    worse = lirpa.Bounds(net.layers, net.normalize, shape, conv_mode=mode).margins(low, high, y, "crown_ibp")
     kept = torch.isfinite(better)
     assert float((better - worse)[kept].mean()) > 0
 
@@ -75,8 +75,8 @@ def test_crown_improves_on_crown_ibp_in_both_convolution_modes(mode: str) -> Non
 def test_alpha_crown_improves_on_crown_and_stays_below_sampled_points() -> None:
     net, x, y, low, high = ours("mlp")
     shape = tuple(x.shape[1:])
-    best = lirpa.Bounds(net.layers, net.normalize, shape, "alpha_crown", iterations=8).margins(low, high, y)
-    plain = lirpa.Bounds(net.layers, net.normalize, shape, "crown").margins(low, high, y)
+    best = lirpa.Bounds(net.layers, net.normalize, shape, iterations=8).margins(low, high, y, "alpha_crown")
+    plain = lirpa.Bounds(net.layers, net.normalize, shape).margins(low, high, y, "crown")
     kept = torch.isfinite(best)
     assert float((best - plain)[kept].sum()) > 0
     generator = torch.Generator().manual_seed(0)
@@ -139,8 +139,8 @@ def test_fused_cross_entropy_is_theirs() -> None:
 def test_bounding_leaves_the_network_as_it_was() -> None:
     net, (x, y) = R.make_net("cnn7_bn_all"), R.make_images("cnn7_bn_all", 3)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    bounds = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:]), "crown_ibp")
-    bounds.margins((x - RADIUS).clamp(0, 1), (x + RADIUS).clamp(0, 1), y)
+    bounds = lirpa.Bounds(net.layers, net.normalize, tuple(x.shape[1:]))
+    bounds.margins((x - RADIUS).clamp(0, 1), (x + RADIUS).clamp(0, 1), y, "crown_ibp")
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.requires_grad for p in net.parameters())
     assert not any(m.training for m in net.modules())
@@ -157,7 +157,7 @@ def test_what_it_cannot_bound_is_said_in_one_line() -> None:
             self.weight = nn.Parameter(torch.ones(3))
 
     with pytest.raises(lirpa.Unsupported, match="cannot bound this network") as caught:
-        lirpa.Bounds(Odd(), nn.Identity(), (1, 4, 4), "ibp")
+        lirpa.Bounds(Odd(), nn.Identity(), (1, 4, 4))
     assert "\n" not in str(caught.value)
 
 
