@@ -97,6 +97,7 @@ def test_naive_float32_attack_point_lies_in_the_outer_box(radius: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_box_ends_are_right_for_a_thousand_random_radii() -> None:
     draw = random.Random(8)
     for _ in range(1000):
