@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,14 +14,58 @@ from .box import run
 from .interval_net import check, ibp_margin_at
 from .nets import ReluNet
 
-SEARCH_STEPS = 20  # bisection of [0, 1] by float32 bounds: to 1e-6
-PROBES = 8  # rigorous bounds per example
+HALVINGS = 6  # of [0, 1], before secants take over
+ROUNDS = 9  # bound calls per example at most, in either stage
 FIRST_STEP = 2e-3  # relative: rounding control seldom costs more of a radius than this
+CLOSE = 1e-6  # relative width of a bracket that is narrow enough
 AIM = 3e-7  # relative: how far below its estimate of the root a secant aims, so that it lands on the certified side
 
 Certify = Callable[[Tensor], Tensor]  # radius [B] float32 -> margin bound [B] float64
 
 
+@dataclass
+class _Bracket:
+    """Radii [B] float32 where the bound holds and where it fails, with its values there; at_bad -inf: not known."""
+
+    good: Tensor
+    bad: Tensor
+    at_good: Tensor
+    at_bad: Tensor
+
+    @classmethod
+    def whole(cls, gap: Tensor) -> _Bracket:
+        """[0, 1]; gap [B] float64 is the margin at radius 0."""
+        zero = torch.zeros(gap.shape, dtype=torch.float32, device=gap.device)
+        return cls(zero, torch.ones_like(zero), gap.clone(), torch.full_like(gap, -torch.inf))
+
+    @property
+    def known(self) -> Tensor:
+        """[B] bool: both ends were probed."""
+        return (self.good > 0) & torch.isfinite(self.at_bad)
+
+    def secant(self) -> Tensor:
+        """Where a straight line between the ends crosses zero, a little below; the middle if an end is not known."""
+        share = (self.at_good / (self.at_good - self.at_bad)).nan_to_num(0.5)
+        share = torch.where(torch.isfinite(self.at_bad), share, torch.full_like(share, 0.5)).clamp(0.0, 1 - 1e-3)
+        return ((self.good.double() + (self.bad - self.good).double() * share) * (1 - AIM)).float()
+
+    def probe(self, certify: Certify, radius: Tensor) -> None:
+        """Move an end to `radius`. An end that stays loses half its weight (Illinois), else it might stay for ever."""
+        radius = torch.maximum(radius, self.good).clamp(max=1.0)
+        bound, known = certify(radius), self.known
+        held = bound > 0
+        self.at_good, self.at_bad = (
+            torch.where(held, bound, torch.where(known, self.at_good / 2, self.at_good)),
+            torch.where(held, torch.where(known, self.at_bad / 2, self.at_bad), bound),
+        )
+        self.good, self.bad = torch.where(held, radius, self.good), torch.where(held, self.bad, radius)
+
+    def narrow(self) -> bool:
+        """Whether every bracket is: waits for the device."""
+        return bool((self.bad - self.good <= CLOSE * self.bad).all())
+
+
+@torch.no_grad()
 def certified_radius(net: ReluNet, x: Tensor, y: Tensor, certify: Certify | None = None) -> Tensor:
     """A radius per example that `certify` proves, within about 1e-6 relative of the largest one; 0 where wrong.
 
@@ -31,48 +76,43 @@ def certified_radius(net: ReluNet, x: Tensor, y: Tensor, certify: Certify | None
         [B] float64 in pixel units.
     """
     check(net, x)
-    with torch.no_grad():
-        gap = margin(net(x), y)
-        guess = _search(net, x, y)
-        good = refine(certify or (lambda radius: ibp_margin_at(net, x, y, radius)), guess, gap)
+    gap = margin(net(x), y)
+    good = refine(certify or (lambda radius: ibp_margin_at(net, x, y, radius)), _search(net, x, y, gap), gap)
     return torch.where(gap > 0, good.double(), torch.zeros_like(gap))
 
 
-def _search(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
+def _search(net: ReluNet, x: Tensor, y: Tensor, gap: Tensor) -> Tensor:
     """Largest radius, [B] float32, that interval bounds without rounding control still pass."""
-    good, bad = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
     hide = torch.zeros(len(x), net.head.out_features, dtype=torch.bool, device=x.device).scatter_(1, y[:, None], True)
-    for _ in range(SEARCH_STEPS):
-        middle = (good + bad) / 2
-        margins = run(net, x, middle.reshape(-1, 1, 1, 1), clean=False).margins(y)
-        held = margins.masked_fill(hide, torch.inf).amin(dim=1) > 0
-        good, bad = torch.where(held, middle, good), torch.where(held, bad, middle)
-    return good
+
+    def bound(radius: Tensor) -> Tensor:
+        margins = run(net, x, radius.reshape(-1, 1, 1, 1), clean=False).margins(y)
+        return margins.masked_fill(hide, torch.inf).amin(dim=1).double()
+
+    bracket = _Bracket.whole(gap)
+    for _ in range(HALVINGS):
+        bracket.probe(bound, (bracket.good + bracket.bad) / 2)
+    for _ in range(ROUNDS):
+        bracket.probe(bound, bracket.secant())
+    return bracket.good
 
 
 def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
-    """The largest radius, [B] float32, at which `certify` holds: a bracket around `guess`, closed by secants.
+    """The largest radius, [B] float32, at which `certify` holds, started at `guess` [B] float32.
 
-    Bounds are nearly linear there; where they are not, one end would stay for ever, so the Illinois rule halves its
-    value each time it does. `gap` [B] float64 is the margin at radius 0.
+    Args:
+        gap: [B] float64, the margin at radius 0; where it is not positive nothing is sought.
     """
-    good, bad = torch.zeros_like(guess), torch.ones_like(guess)
-    at_good, at_bad = gap.clone(), torch.full_like(gap, -torch.inf)
+    bracket = _Bracket.whole(gap)
     width = torch.full_like(guess, FIRST_STEP)
-    for _ in range(PROBES):
-        open_below, open_above = good == 0, torch.isinf(at_bad)
-        share = (at_good / (at_good - at_bad)).nan_to_num(0.5).clamp(0.0, 1 - 1e-3)
-        secant = (good.double() + (bad - good).double() * share).float() * (1 - AIM)
-        probe = torch.where(open_below, guess * (1 - width), torch.where(open_above, guess * (1 + width), secant))
-        probe = torch.maximum(probe, good).clamp(max=1.0)
-        bound = certify(probe)
-        held = bound > 0
-        inside = ~(open_below | open_above)
-        at_good, at_bad = (
-            torch.where(held, bound, torch.where(inside, at_good / 2, at_good)),
-            torch.where(held, torch.where(inside, at_bad / 2, at_bad), bound),
-        )
-        good, bad = torch.where(held, probe, good), torch.where(held, bad, probe)
-        missed = (good == 0) | (torch.isinf(at_bad) & ~open_below)  # the end probed for lies further out
+    hopeless = gap <= 0
+    for _ in range(ROUNDS):
+        below, above = bracket.good == 0, torch.isinf(bracket.at_bad)
+        further = torch.where(below, guess * (1 - width), guess * (1 + width))
+        bracket.probe(certify, torch.where(below | above, further, bracket.secant()))
+        missed = (bracket.good == 0) | (torch.isinf(bracket.at_bad) & ~below)  # the end lies further out
         width = torch.where(missed, (width * 8).clamp(max=0.9), width)
-    return good
+        bracket.bad = torch.where(hopeless, bracket.good, bracket.bad)
+        if bracket.narrow():
+            break
+    return bracket.good
