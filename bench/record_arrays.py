@@ -9,6 +9,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -142,14 +143,23 @@ def _stored(name: str, array: np.ndarray, n: int) -> np.ndarray:
 
 def _array(raw: bytes, name: str, n: int | None) -> np.ndarray:
     """One .npy from memory. The header is believed only as far as the bytes that follow it."""
-    stream = io.BytesIO(raw)
-    if np.lib.format.read_magic(stream) != (1, 0):
+    if len(raw) < 10 or raw[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError(f"{name} is not a .npy of version 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    start = 10 + int.from_bytes(raw[8:10], "little")
+    shape, dtype = _header(raw[:start])
     if dtype.hasobject or str(dtype) != dtype_of(name):
         raise ValueError(f"{name} is {dtype}, not {dtype_of(name)}")
-    if len(shape) != 1 or shape[0] * dtype.itemsize != len(raw) - stream.tell():
+    if len(shape) != 1 or shape[0] * dtype.itemsize != len(raw) - start:
         raise ValueError(f"{name} is cut: its header promises shape {list(shape)}")
     if n is not None and shape[0] != n:
         raise ValueError(f"{n} examples but {shape[0]} values of {name}")
-    return np.frombuffer(raw, dtype, offset=stream.tell())
+    return np.frombuffer(raw, dtype, offset=start)
+
+
+@lru_cache(maxsize=64)
+def _header(raw: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype; the arrays of a thousand records share a handful of headers."""
+    stream = io.BytesIO(raw)
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return shape, dtype

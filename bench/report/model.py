@@ -45,6 +45,9 @@ class Cell:
         return self.text == DASH
 
 
+_NOTHING = Cell()
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its key in rows, its head, which direction is better, and the formats that have room for it."""
@@ -65,7 +68,7 @@ class Row:
     data: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Cell:
-        return self.cells.get(key, Cell())
+        return self.cells.get(key, _NOTHING)
 
 
 @dataclass(frozen=True)

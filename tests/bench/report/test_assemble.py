@@ -222,3 +222,25 @@ def test_torch_is_never_imported(tmp_path):
     code = "import sys; sys.modules['torch'] = None; import bench.report, bench.report.compare; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.slow
+def test_a_thousand_records_take_seconds(tmp_path, make):
+    """5 s of wall time on two idle cores; CPU time is asserted, with room for a busy machine."""
+    import itertools
+    import time
+
+    methods, presets = (
+        ("linf_dist", "linf_dist_v2", "ibp", "crown_ibp", "groupsort"),
+        ("paper", "short", "hour", "quick"),
+    )
+    settings = (("mnist", "0.1"), ("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "8/255"), ("digits", "0.1"))
+    for seed, preset, method, (dataset, eps) in itertools.product(range(10), presets, methods, settings):
+        make(tmp_path / "r", n=1000, dataset=dataset, eps=eps, method=method, preset=preset, seed=seed)
+    started = time.process_time()
+    result = build(tmp_path / "r", tmp_path / "out")
+    assert result.records == 1000
+    assert time.process_time() - started < 20
+    started = time.process_time()
+    assert build(tmp_path / "r", tmp_path / "out").written == []
+    assert time.process_time() - started < 12
