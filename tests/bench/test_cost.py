@@ -33,10 +33,16 @@ def test_parameters_and_operations_are_those_of_the_formula(measured):
     assert measured["flops"] == 6 * 3
 
 
-def test_times_are_positive_and_per_example(measured):
-    """50 rows through a 6 x 3 net take far under a second: anything larger is not per example."""
-    assert 0 < measured["forward_ms"] < 20
-    assert 0 < measured["certify_ms"] < 20
+def test_times_are_positive(measured):
+    assert measured["forward_ms"] > 0
+    assert measured["certify_ms"] > 0
+
+
+def test_times_are_milliseconds_per_example(monkeypatch):
+    """A batch of 50 that takes 2 s is 40 ms an example."""
+    monkeypatch.setattr("bench.cost.seconds", lambda work, device, repeats: 2.0)
+    found = cost(S.LinearMethod(), S.linear(), S.random_split(50))
+    assert (found["forward_ms"], found["certify_ms"]) == (40.0, 40.0)
 
 
 def test_fields_are_those_of_a_record(measured):

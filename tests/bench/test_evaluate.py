@@ -622,5 +622,7 @@ def test_chunks_cover_every_row_once_even_when_halved():
             raise MemoryError
         seen.extend(rows.tolist())
 
-    Chunks(16).run(torch.arange(21), work)
+    chunks = Chunks(16)
+    chunks.run(torch.arange(21), work)
     assert seen == list(range(21))
+    assert (chunks.halved, chunks.size) == ([16, 8, 4], 2)
