@@ -97,6 +97,8 @@ class Plan:
             return f"finished before: {accuracies(self.done[cell.id])}"
         share = self.begun.get(cell.id)
         guess = self.estimates.get(cell.id)
+        if share == 1.0:
+            return "trained before, only the evaluation is left"
         at = f"continues at {100 * share:.0f} %, " if share is not None else ""
         if guess is None:
             return f"{at}time not estimated".strip()
@@ -230,7 +232,7 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
     def ended(outcome: Outcome) -> None:
         if outcome.record is None:
             say(f"{'error: ' if outcome.code != EXIT_INTERRUPTED else ''}{outcome.task.label}: {outcome.message}")
-        elif not request.quiet and not alone:
+        elif not request.quiet:
             say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {duration(outcome.seconds)}")
 
     return launch(tasks, plan.slots, progress=progress, on_outcome=ended)

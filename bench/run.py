@@ -31,7 +31,7 @@ from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
 from .files import check_writable, locked, write_atomic
 from .options import Options
-from .progress import Progress, StoppingProgress, duration
+from .progress import Progress, StoppingProgress
 from .recipe import as_dict
 from .record import Record
 from .state import (
@@ -124,7 +124,6 @@ class _Run:
         if self.options.fresh:
             _clear(self.folder)
             write_atomic(self.folder / RESTARTED, b"")
-        began = time.monotonic()
         data = load(
             self.cell.dataset,
             data_root=Path(self.options.data_root) if self.options.data_root else None,
@@ -144,7 +143,6 @@ class _Run:
         wall = trained.summary["train_s"] + kept["wall_s"]
         written = self._write(trained, data, kept, wall)
         (self.folder / RESTARTED).unlink(missing_ok=True)
-        self.progress.note(f"finished in {duration(time.monotonic() - began)}")
         return written
 
     # --- training -----------------------------------------------------------------------------------------------------

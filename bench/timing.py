@@ -25,6 +25,7 @@ PHASES = 6  # points of the schedule, in the middle of equal parts
 SMALL = 2  # images of the first, careful step: a paper's net takes minutes per batch on a CPU (and BN needs 2)
 GROWTH = 8
 HOPELESS_S = 60.0  # a first step of so many seconds is not repeated
+TOO_SLOW_S = 10.0  # where a step of two images takes so long, nothing larger is tried
 STEPS = 3  # timed steps per phase; the fastest counts, the others met the neighbours
 EVAL_IMAGES = 32
 
@@ -95,9 +96,9 @@ class Timer:
         in_training_thread(self.device, lambda: self._round(budget_s))
 
     def _round(self, budget_s: float) -> None:
-        end = time.perf_counter() + budget_s
         if not self.steps:
             self._grow(budget_s)
+        end = time.perf_counter() + budget_s
         for place in (0, PHASES - 1, *range(1, PHASES - 1)):  # the ends first, if time is short
             left = end - time.perf_counter()
             if self.times[0] and (left <= 0 or self.at_least):
@@ -112,23 +113,19 @@ class Timer:
         A step costs a constant (the optimiser) plus something per image; two sizes tell the two apart.
         """
         first = self._step(0)  # cold: a kernel may be compiled in it
-        if first > HOPELESS_S:
+        now = first if first > HOPELESS_S else self._step(0)
+        if now > TOO_SLOW_S:
             self.at_least = True
-            self.times[0].append(first)
+            self.times[0].append(now)
             return
-        now = min(self._step(0), self._step(0))
         per_image = now / self.batch
         while self.batch < self.recipe.batch_size:
-            larger = min(self.recipe.batch_size, GROWTH * self.batch)
-            dear = larger * per_image * 2 * PHASES > budget_s
-            if dear and (self.batch > SMALL or larger * per_image > budget_s):
+            larger, smaller, before = min(self.recipe.batch_size, GROWTH * self.batch), self.batch, now
+            if smaller > SMALL and larger * per_image * 2 * PHASES > budget_s:
                 break
-            before, smaller = now, self.batch
             self.batch = larger
-            now = min(self._step(0), self._step(0))
+            now = min(self._step(0), self._step(0)) if before < budget_s / PHASES else self._step(0)
             per_image = max(0.0, (now - before) / (larger - smaller))
-            if dear:
-                break
         self.scale = (now + per_image * (self.recipe.batch_size - self.batch)) / max(now, 1e-9)
 
     def _at(self, share: float) -> Step:
