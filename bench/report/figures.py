@@ -432,6 +432,7 @@ def gap(inputs: Inputs) -> Spec | None:
                 "lo": round(lo - theirs, 4),
                 "hi": round(hi - theirs, 4),
                 "preset": p.first.preset,
+                "text": fmt.points(p.percent("certified") - Fraction(cell.certified), fmt.decimals(p.n)),
                 **_looks([p])[name],
             }
         )
@@ -442,7 +443,7 @@ def gap(inputs: Inputs) -> Spec | None:
     which = "paper-preset" if papers else "cheaper-preset (none is the paper's recipe)"
     alt = (
         f"Measured minus published certified accuracy for {len(bars)} rows; the largest difference of a {which} run is "
-        f"{fmt.points(far['value'], 2)} points, {far['label']} on {far['setting']}."
+        f"{far['text']} points, {far['label']} on {far['setting']}."
     )
     rows = [{k: b[k] for k in ("setting", "method", "preset", "value", "lo", "hi")} for b in bars]
     title = "Measured minus published certified accuracy"

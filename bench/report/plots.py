@@ -455,7 +455,7 @@ def _gap(data: Mapping[str, Any]) -> Figure:
     for spot, b in zip(spots, bars, strict=True):
         right = b["value"] >= 0
         edge = max(b["hi"], b["value"], 0) if right else min(b["lo"], b["value"], 0)
-        ax.text(edge + (0.012 if right else -0.012) * room, spot, fmt.points(b["value"], 2), fontsize=6, va="center",
+        ax.text(edge + (0.012 if right else -0.012) * room, spot, b["text"], fontsize=6, va="center",
                 ha="left" if right else "right")  # fmt: skip
     for i in heads:
         ax.text(0, spots[i] - 1.0, _plain(bars[i]["setting"]), transform=ax.get_yaxis_transform(), fontsize=6.5,
