@@ -37,6 +37,7 @@ enum Status { OK = 0, NO_MEMORY = 1, NON_FINITE = 2, UNSUPPORTED = 3 };
 // Vectors
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define WITH_AVX512 1
 constexpr int L = 16;
 const char *const ISA = "avx512";
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -64,7 +65,7 @@ INLINE vi splati(int32_t a) { return a - vi{}; }
 template <int... K> INLINE vi iota_of(std::integer_sequence<int, K...>) { return vi{K...}; }
 INLINE vi iota() { return iota_of(std::make_integer_sequence<int, L>{}); }
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#ifdef WITH_AVX512
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vabs(vf a) { return (vf)_mm512_abs_ps((__m512)a); }
@@ -658,7 +659,8 @@ KERNEL run_real(const float *xt, const float *w, const int32_t *list, int n, flo
 
 constexpr int SEGMENT = 64;        // features whose tile rows (32 KB) stay in the first-level cache
 constexpr float SPARSE = 0.25f;    // below this kept share segments are too short to pay
-constexpr float USELESS = 0.9f;    // a list that keeps more than this is not worth building
+// A list that keeps more than this is not worth building: where a feature costs 8 instructions or more, where 2 to 6.
+constexpr float USELESS = 0.9f, USELESS_CHEAP = 0.7f;
 constexpr int SAMPLES = 2;         // outputs of a block that are asked first
 constexpr int MANY_SEEDS = 64;     // features evaluated for a second, sharper threshold
 
@@ -736,7 +738,7 @@ INLINE int keep(const float *c, int64_t n, float threshold, int32_t *list, int32
     for (int64_t i0 = 0; i0 < n; i0 += SEGMENT) {
         seg[s++] = count;
         const int64_t i1 = std::min<int64_t>(i0 + SEGMENT, n);
-#if defined(__AVX512F__)
+#ifdef WITH_AVX512
         const __m512 thr = _mm512_set1_ps(threshold);
         for (int64_t i = i0; i < i1; i += 16) { // padding of the last vector is -inf
             const __mmask16 m = _mm512_cmp_ps_mask(_mm512_load_ps(c + i), thr, _CMP_GE_OQ);
@@ -847,11 +849,12 @@ template <int V> struct Block {
 
     void make_lists() {
         bool lists = job.use_lists;
+        const float useless = job.kind == FINITE ? USELESS : USELESS_CHEAP;
         int64_t kept = 0;
         for (int j = 0; j < count; j++) {
             Output &q = out[j];
             q.w = job.w + (o0 + j) * job.n_in;
-            if (j == SAMPLES && job.mode == AUTO && lists && kept > USELESS * SAMPLES * job.n_in) lists = false;
+            if (j == SAMPLES && job.mode == AUTO && lists && kept > useless * SAMPLES * job.n_in) lists = false;
             if (lists) make_list(j);
             else everything(j);
             kept += q.n;
@@ -1113,8 +1116,9 @@ template <int V> struct Block {
 int forward(Forward &job, int threads) {
     const Tiling tiles(job.n_rows);
     job.ipad = round_up(job.n_in, PAD);
-    job.use_lists = job.mode != NEVER && job.n_in >= 4 * L && (job.kind != FINITE || job.pw.p >= LIST_MIN_P);
-    if (job.mode == ALWAYS) job.use_lists = true;
+    // few features: the L seeds alone cost as much as what a list saves
+    const bool pays = job.kind == FINITE ? job.pw.p >= LIST_MIN_P && job.n_in >= 4 * L : job.n_in >= 8 * L;
+    job.use_lists = job.mode == ALWAYS || (job.mode == AUTO && pays);
     Buffer m1, m2, m3;
     const int64_t area = tiles.count * VMAX * L * job.n_in;
     job.xt = m1.take<float>(area);
@@ -1356,7 +1360,7 @@ struct Panel { // one worker's scratch for a panel of features
 // indices i < n with max(hi_i - w_i, w_i - lo_i) >= threshold, ascending
 INLINE int keep_bounds(const float *w, const float *lo, const float *hi, int64_t n, float threshold, int32_t *list) {
     int count = 0;
-#if defined(__AVX512F__)
+#ifdef WITH_AVX512
     const __m512 thr = _mm512_set1_ps(threshold);
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 real = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
