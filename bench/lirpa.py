@@ -82,16 +82,17 @@ def _version_tuple() -> tuple[int, ...]:
     return tuple(int(part) for part in version().split(".")[:2] if part.isdigit())
 
 
-# --- shims (packaging.md 2.1): each only where the thing is really missing --------------------------------------------
+# --- shims: each only where the thing is really missing --------------------------------------------
 
 
 def _before_import() -> None:
-    if importlib.util.find_spec("numpy.lib.arraysetops") is None:
+    gone = "numpy.lib.arraysetops"  # since numpy 2
+    if gone not in sys.modules and importlib.util.find_spec(gone) is None:
         import numpy
 
-        stub: Any = types.ModuleType("numpy.lib.arraysetops")  # gone in numpy 2
+        stub: Any = types.ModuleType(gone)
         stub.isin = numpy.isin
-        sys.modules.setdefault("numpy.lib.arraysetops", stub)
+        sys.modules[gone] = stub
     helper: Any = importlib.import_module("torch.onnx.symbolic_helper")
     if not hasattr(helper, "_set_opset_version"):
 
@@ -137,11 +138,15 @@ def _after_import(module: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_import() -> Iterator[None]:
-    """0.3 rewrites the warning filters and hangs a handler that writes to stdout on the root logger: undo both."""
+    """Undo what the import does to the process: 0.3 rewrites the warning filters, hangs a handler that writes to stdout
+    on the root logger, and raises the recursion limit to a million, so that deep JSON would overflow the C stack."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    with warnings.catch_warnings(record=True):
-        yield
+    handlers, level, depth = list(root.handlers), root.level, sys.getrecursionlimit()
+    try:
+        with warnings.catch_warnings(record=True):
+            yield
+    finally:
+        sys.setrecursionlimit(depth)
     for handler in [h for h in root.handlers if h not in handlers]:
         root.removeHandler(handler)
     root.setLevel(level)

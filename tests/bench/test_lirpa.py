@@ -183,3 +183,15 @@ def test_its_absence_is_one_sentence_with_the_command(monkeypatch: pytest.Monkey
             lirpa.load()
     finally:
         lirpa.load.cache_clear()
+
+
+@needed
+def test_loading_twice_and_the_recursion_limit():
+    """The import raises the limit to a million: deeply nested JSON would then overflow the C stack, not raise."""
+    script = (
+        "import sys; before = sys.getrecursionlimit()\n"
+        "from bench import lirpa\n"
+        "lirpa.load(); lirpa.load.cache_clear(); lirpa.load()\n"
+        "sys.exit(sys.getrecursionlimit() != before)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
