@@ -38,9 +38,9 @@ class Ibp(ReluMethod):
     def recipes(self) -> Iterator[Recipe]:
         for paper in _paper():
             yield paper
-            yield shortened(
-                paper, {"mnist": 60, "fashion_mnist": 60, "cifar10": 120, "tinyimagenet": 30}[paper.dataset]
-            )
+            epochs = {"mnist": 60, "fashion_mnist": 60, "cifar10": 120, "tinyimagenet": 30}[paper.dataset]
+            # At batch 1600 so few epochs would be too few steps.
+            yield shortened(paper, epochs, batch_size=min(paper.batch_size, 256))
         yield from _quick()
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
