@@ -229,6 +229,8 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _cost(data: Mapping[str, Any]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     points = data["points"]
     labels = [p["label"] for p in points]
     foot = _legend_height(labels, DOUBLE)
@@ -240,9 +242,10 @@ def _cost(data: Mapping[str, Any]) -> Figure:
     if timed:
         panels.append(("certify_ms", "time per certificate", timed, _milliseconds))
     handles: list[Any] = []
-    top = max(max(p["yerr"]) for p in points)
+    low, top = min(min(p["yerr"]) for p in points), max(max(p["yerr"]) for p in points)
+    near = top - low < 25 < low  # nothing could be read off an axis that starts at 0
     for at, (key, name, shown, text) in enumerate(panels):
-        ax = _axes(figure, 0.5 + at * 3.3, 0.4 + foot, 2.8, 1.7)
+        ax = _axes(figure, 0.55 + at * 3.3, 0.4 + foot, 2.75, 1.7)
         for p in shown:
             ax.plot([p[key]] * 2, p["yerr"], color=p["color"], linewidth=0.7, zorder=2)
             (line,) = ax.plot(
@@ -252,11 +255,16 @@ def _cost(data: Mapping[str, Any]) -> Figure:
                 handles.append(line)
         ax.set_xscale("log")
         _log_ticks(ax, [p[key] for p in shown], text)
-        _percent_axis(ax, top)
+        if near:
+            pad = max(0.15 * (top - low), 0.5)
+            ax.set_ylim(low - pad, min(100.5, top + pad))
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        else:
+            _percent_axis(ax, top)
         _value_grid(ax)
         ax.set_xlabel(name + (f" on {data['device']}" if at == 0 and len(data["device"]) < 34 else ""))
         if at == 0:
-            ax.set_ylabel("certified %")
+            ax.set_ylabel("certified %, axis not from 0" if near else "certified %")
     _legend(figure, handles, labels, DOUBLE)
     device = "" if len(data["device"]) < 34 else f"; {data['device']}"
     _under(figure, data["under"] + device)
