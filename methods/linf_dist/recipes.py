@@ -135,7 +135,7 @@ def _short(paper: DistRecipe) -> DistRecipe:
         paper.p_hold / paper.epochs,
         1 - paper.p_inf_from / paper.epochs,
         preset="short",
-        source=f"ours: {paper.source} in {epochs} epochs",
+        source=f"ours: {paper.source.removeprefix('ours: ')}, in {epochs} epochs",
         eps_ramp=(0.0, paper.eps_ramp[1] * epochs / paper.epochs),
         p_grid="coarse",
     )
@@ -177,7 +177,7 @@ _SMALL = DistRecipe(
     dataset="synthetic",
     eps="0.1",
     preset="quick",
-    source="ours, tuned on the validation split",
+    source="ours: settings chosen on held-out training images with a prototype",
     batch_size=128,
     lr=0.04,
     identity=0.0,
