@@ -108,10 +108,14 @@ def lp_dist_matmul(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y [B, O], flagged bool [B, O], their number int64 scalar)."""
     x, w = x.contiguous(), w.contiguous()
-    a, b, scale = _scaled(x, w)
-    total, norms = _power_sums(a, b, int(p), format)
+    scale = _scale(x, w)
+    if gpu.available(x):
+        from methods.linf_dist.kernels.gpu import products
+
+        total, norms = products.values(x, w, scale, int(p), format)
+    else:
+        total, norms = _power_sums(_finite(x) * scale, _finite(w) * scale, int(p), format)
     flagged = ~((total >= (kappa * norms) ** p) & (total >= SMALLEST))
-    flagged |= ~(x.isfinite().all(1)[:, None] & w.isfinite().all(1)[None])
     y = total.clamp(min=0) ** (1.0 / p) / scale
     count = flagged.sum()
     return _redo_values(x, w, y, flagged, count, p, room), flagged, count
@@ -135,10 +139,10 @@ def lp_dist_matmul_backward(
         nothing = x.new_empty(0, 0, dtype=torch.int32)
         dx, dw = ops.lp_dist_backward(grad, x, w, y, nothing, p, need_x, need_w)
         return dx, dw
-    a, b, scale = _scaled(x, w)
+    scale = _scale(x, w)
     c = torch.where(flagged, 0.0, grad * (y * scale) ** (1.0 - p))  # [B, O]
-    dx = _power_gradient(a, b, c, int(p), format) if need_x else empty
-    dw = _power_gradient(b, a, c.t(), int(p), format) if need_w else empty
+    dx = _power_gradient(x, w, c, scale, int(p), format) if need_x else empty
+    dw = _power_gradient(w, x, c.t(), scale, int(p), format) if need_w else empty
     _add_flagged(grad, x, w, y, flagged, p, dx, dw)
     return dx, dw
 
@@ -170,18 +174,22 @@ def _backward(ctx, grad, _flagged, _count):  # type: ignore[no-untyped-def]
 lp_dist_matmul.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _scaled(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x and w times one power of two that makes max|x| + max|w| at most 1, and that power; non-finite entries as 0.
+def _scale(x: Tensor, w: Tensor) -> Tensor:
+    """The power of two that makes max|x| + max|w| at most 1, a scalar on the device.
 
-    Pairs with a non-finite entry are flagged; the zero keeps an infinity times c = 0 out of the products.
+    Where an entry is not finite, so small a power that every sum of powers falls below SMALLEST and is flagged.
     """
-    x, w = (torch.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0) for a in (x, w))
     if x.numel() == 0 or w.numel() == 0:
-        return x, w, x.new_ones(())
+        return x.new_ones(())
     # Halves: the sum itself may overflow.
-    reach = x.abs().amax() / 2 + w.abs().amax() / 2
-    scale = torch.exp2(-1.0 - torch.frexp(reach)[1].clamp(-100, 126))
-    return x * scale, w * scale, scale
+    reach = torch.linalg.vector_norm(x, math.inf) / 2 + torch.linalg.vector_norm(w, math.inf) / 2
+    exponent = torch.frexp(reach)[1].clamp(-100, 125)
+    return torch.exp2(torch.where(reach.isfinite(), -1.0 - exponent, -126.0))
+
+
+def _finite(a: Tensor) -> Tensor:
+    """0 in place of what is not finite: pairs with such an entry are flagged, and infinity times c = 0 is NaN."""
+    return torch.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _powers(a: Tensor, first: int, last: int) -> list[Tensor]:
@@ -202,16 +210,18 @@ def _power_sums(a: Tensor, b: Tensor, p: int, format: str) -> tuple[Tensor, Tens
     return cross + own_a[:, None] + own_b[None], norms
 
 
-def _power_gradient(a: Tensor, b: Tensor, c: Tensor, p: int, format: str) -> Tensor:
-    """sum_o c[., o] (a - b[o])^(p-1): [R, I] for a [R, I], b [S, I], c [R, S], all powers in one product."""
-    q = p - 1
-    n_in = a.shape[1]
-    rising = _powers(a, 1, q)
-    total = c.sum(1, keepdim=True) * rising[q - 1]
-    inner = product(c, torch.cat(_powers(b, 1, q), 1).t(), format)  # [R, q I]
-    for m in range(1, q + 1):
-        part = (-1) ** m * math.comb(q, m) * inner[:, (m - 1) * n_in : m * n_in]
-        total = total + (part * rising[q - m - 1] if m < q else part)
+def _power_gradient(base: Tensor, other: Tensor, c: Tensor, scale: Tensor, p: int, format: str) -> Tensor:
+    """sum_s c[., s] ((base - other[s]) scale)^(p-1): [R, I] for base [R, I], other [S, I], c [R, S]."""
+    if gpu.available(base):
+        from methods.linf_dist.kernels.gpu import products
+
+        return products.gradient(base, other, c, scale, p, format)
+    q, n_in = p - 1, base.shape[1]
+    a = _finite(base) * scale
+    inner = product(c, torch.cat(_powers(_finite(other) * scale, 1, q), 1).t(), format)  # [R, q I], all powers at once
+    total = c.sum(1, keepdim=True)
+    for m in range(1, q + 1):  # Horner's rule in a
+        total = total * a + (-1) ** m * math.comb(q, m) * inner[:, (m - 1) * n_in : m * n_in]
     return total
 
 

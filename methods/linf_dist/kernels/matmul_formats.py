@@ -1,10 +1,10 @@
 """Matrix products in a named number format: the operands rounded to it, products and sums in float32.
 
 The format is an argument of every product. No global switch is read to choose it or written to get it, so nothing
-that runs beside a product, a certificate least of all, can inherit its precision. On a CPU a product is emulated by
-rounding the operands, which gives the numbers of the units up to the order of the sum: a product of two numbers of
-11 significant bits is exact in float32. On a CUDA device the units run: bf16 operands with a float32 result, or a
-Triton kernel whose own argument says tf32 or ieee.
+that runs beside a product, a certificate least of all, can inherit its precision. Here a product is emulated by
+rounding the operands, which gives the numbers of a GPU's matrix units up to the order of the sum: a product of two
+numbers of 11 significant bits is exact in float32. The units themselves run in `gpu.products`, whose kernels take the
+format as an argument too.
 
     float32: IEEE operands.                                      unit roundoff 2^-24
     tf32:    10 bits behind the point, round to nearest even.    2^-11
@@ -56,26 +56,14 @@ def product(a: Tensor, b: Tensor, name: str) -> Tensor:
 
     Raises:
         ValueError: no such format.
-        RuntimeError: a process-wide switch would make torch's float32 products less than IEEE on a CPU.
+        RuntimeError: a process-wide switch would make torch's float32 products less than IEEE.
     """
     check_format(name)
     if name == "bf16x3":
         (a_high, a_low), (b_high, b_low) = halves(a), halves(b)
-        left, right = torch.cat([a_high, a_high, a_low], 1), torch.cat([b_high, b_low, b_high], 1)
-        if a.is_cuda:
-            return torch.mm(left, right.t(), out_dtype=torch.float32)
-        return _ieee(left.float(), right.float())
-    if name == "tf32":
+        a, b = torch.cat([a_high, a_high, a_low], 1).float(), torch.cat([b_high, b_low, b_high], 1).float()
+    elif name == "tf32":
         a, b = round_tf32(a), round_tf32(b)
-    if a.is_cuda:
-        from methods.linf_dist.kernels.gpu import dot  # imports Triton
-
-        return dot.product(a, b, "tf32" if name == "tf32" else "ieee")
-    return _ieee(a, b)
-
-
-def _ieee(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T in float32 on a CPU, refused where a switch allows torch to use bfloat16 for it."""
     backend = getattr(torch.backends.mkldnn, "matmul", None)
     reduced = getattr(backend, "fp32_precision", "ieee") in ("bf16", "tf32")
     if reduced or torch.get_float32_matmul_precision() != "highest":

@@ -21,11 +21,11 @@ from triton.compiler import ASTSource
 from methods.linf_dist.kernels.gpu import (
     bounds,
     candidates,
-    dot,
     finite,
     gradient,
     linf,
     pairs,
+    products,
     robust,
     scatter,
     tiling,
@@ -33,6 +33,8 @@ from methods.linf_dist.kernels.gpu import (
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(nvidia.__file__).parent / "bin"
+PARTS = frozenset({"high_ptr", "low_ptr", "x_ptr", "x_low_ptr", "w_ptr", "w_low_ptr", "c_ptr", "c_low_ptr", "other_ptr",
+                   "other_low_ptr"})
 INTEGER_POINTERS = {"start_ptr", "list_ptr", "count_ptr", "code_ptr", "block_ptr", "run_ptr", "flag_ptr"}
 
 
@@ -47,6 +49,7 @@ class Subject:
     unaligned: frozenset[str] = frozenset()
     multiples: frozenset[str] = frozenset()  # integers that are multiples of 16 in layers of usual size
     stages: int = 1
+    half: frozenset[str] = frozenset()  # pointers to bfloat16
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,21 @@ def _subjects() -> dict[str, Subject]:
         "redo, gradient": Subject(robust.redo_rows, {**square, "FEATURES": 64}, 4, robust.SIDE * 64 // 128),
         "listed pairs": Subject(pairs.pair_values, {"P": 8, "BLOCK": pairs.BLOCK}, 1, pairs.BLOCK // 32),
         "listed pairs, gradient": Subject(pairs.pair_gradients, {"P": 8, "BLOCK": pairs.BLOCK}, 4, pairs.BLOCK // 128),
-        "products in tf32": Subject(
-            dot.dot_kernel,
-            {"PRECISION": "tf32", "TILE_M": dot.TILE_M, "TILE_N": dot.TILE_N, "TILE_K": dot.TILE_K}, 8,
-            dot.TILE_M * dot.TILE_N * dot.TILE_K // 256, multiples=frozenset({"M", "N", "K"}), stages=3,
-        ),
     }
+    product: dict[str, Any] = {"COUNT": 7, "TILE": products.TILE, "DEPTH": products.DEPTH}
+    per_step = products.TILE**2 * products.DEPTH // 256
+    for name, how in products.KINDS.items():
+        for what, kernel in (("values", products.power_values), ("gradient", products.power_gradients)):
+            subjects[f"products in {name}, {what}"] = Subject(
+                kernel, {**product, "KIND": how}, 8, per_step, multiples=sizes | {"n_rows", "n_pairs"}, stages=3,
+                half=PARTS if how == products.SPLIT else frozenset(),
+            )
+        subjects[f"forming powers in {name}"] = Subject(
+            products.form_powers,
+            {"COUNT": 7, "KIND": how, "ROWS": products.FORM_ROWS, "FEATURES": products.FORM_FEATURES}, 4,
+            products.FORM_ROWS * products.FORM_FEATURES // 128, multiples=sizes,
+            half=PARTS if how == products.SPLIT else frozenset(),
+        )
     return subjects
 
 
@@ -134,7 +146,7 @@ def names() -> list[str]:
     """What can be counted. An element is a triple (row, output, feature); for lists, one that is visited.
 
     For the finding of lists it is a pair (output, feature) of a tile of 128 rows; for "inf, gradient" a chunk of 128
-    pairs; for the argmax's location the whole kernel has no loop.
+    pairs; for products a multiply-accumulate of the format's several. Kernels without a loop count as 0.
     """
     return list(_subjects())
 
@@ -148,7 +160,7 @@ def cubin(name: str) -> bytes:
     """
     subject = _subjects()[name]
     arguments = list(subject.kernel.arg_names)
-    types = {n: _type(n) for n in arguments if n not in subject.constants}
+    types = {n: "*bf16" if n in subject.half else _type(n) for n in arguments if n not in subject.constants}
     known = {n for n, t in types.items() if t.startswith("*")} - subject.unaligned | (subject.multiples & types.keys())
     source = ASTSource(
         subject.kernel,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.linf_dist.kernels import reference
-from methods.linf_dist.kernels.gpu import bounds, dot, finite, gradient, linf, lists, pairs, scatter
+from methods.linf_dist.kernels.gpu import bounds, finite, gradient, linf, lists, pairs, products, scatter
 
 P = (8.0, 20.0, 20.3, 100.0)  # one of each family
 Y_TOLERANCE, GRAD_TOLERANCE = 1e-5, 5e-4  # relative; of the largest entry
@@ -47,9 +47,10 @@ def _checks(x: Tensor, w: Tensor, g: Tensor):  # type: ignore[no-untyped-def]
         _same(a, b) for a, b in zip(bounds.interval(lower, upper, w), reference.interval(lower, upper, w), strict=True)
     )
     x, w = x.nan_to_num(0.0, 0.0, 0.0), w.nan_to_num(0.0, 0.0, 0.0)
-    for precision, roundoff in (("ieee", 2.0**-20), ("tf32", 2.0**-9)):
-        error = (dot.product(x, w, precision) - x.double() @ w.double().t()).abs()
-        yield f"products in {precision}", bool((error <= roundoff * (x.abs() @ w.abs().t())).all())
+    for name, roundoff in (("float32", 2.0**-18), ("tf32", 2.0**-7), ("bf16x3", 2.0**-12)):
+        total, norms = products.values(x, w, x.new_ones(()) / 16, 8, name)
+        error = (total - (reference.oracle_dist(x, w, 8.0) / 16) ** 8).abs()
+        yield f"products in {name}", bool((error <= roundoff * norms**8).all())
     y = torch.full((x.shape[0], w.shape[0]), -1.0, device=x.device)
     pairs.values(x, w, y, torch.ones_like(y, dtype=torch.bool), 8)
     oracle = reference.oracle_dist(x, w, 8.0)
