@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 """Bounds of the l_inf distance over a box on the GPU: `reference.interval`, bit for bit.
 
-Per (row, output, feature) two subtractions and four maxima; maxima run at half rate, so these bound the time.
+Per (row, output, feature) two subtractions and four maxima, 6.20 instructions in all (counted for sm_90, Triton 3.7.1,
+`counts`); maxima run at half rate, so these bound the time.
 Every operation is a correctly rounded subtraction or an exact maximum: certificates may rest on it.
 """
 

@@ -14,6 +14,9 @@ atomics: every sum has a fixed order.
 
 Layout (`lists.py` builds it): I padded with zeros to `n_in`, a multiple of 16; x as [tiles, n_in + 1, 128], whose last
 feature is 0 and stands behind the end of every list: it adds nothing to a maximum, and its power is 0.
+
+Counted for sm_90 (Triton 3.7.1, `counts`), instructions per visited element: p = inf 4.47, with argmax 6.50; large p
+4.41 + 16.47, dw 21.5, dx 21.1. Finding the lists takes 46 per output and feature of a tile, 0.36 per dense element.
 """
 
 import triton

@@ -35,6 +35,8 @@ def _verdict(device: int, wanted: str) -> str:
         return "BENCH_KERNELS=reference"
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("distances met a new device inside a CUDA graph capture; run one step before it")
+    print(f"certbench: compiling and testing the kernels of CUDA device {device} (minutes once, then seconds)",
+          file=sys.stderr, flush=True)
     reason = _obstacle(device)
     if reason and wanted == "native":
         raise RuntimeError(f"BENCH_KERNELS=native, but Triton kernels do not run on CUDA device {device}: {reason}")

@@ -8,6 +8,9 @@
 Each leaves -1 where its range does not do (a sum outside [1e-28, 1e30], M outside [2^-100, 2^100]; also zero, NaN and
 infinite distances of the first way); `robust.redo_forward` then computes exactly these pairs, so that no other pair's
 bits depend on them.
+
+Counted for sm_90 (Triton 3.7.1, `counts`), instructions per element in the inner loops: 4.13 at p = 8, 5.13 at p = 10
+and 12; the pass for M 2.12, then 7.14 at p = 20 and 6.14 at real p.
 """
 
 import math

