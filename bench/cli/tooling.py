@@ -73,7 +73,7 @@ def doctor(results: str, data_root: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="About how long.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=60.0, show_default=True, help="About how long.")
 @device_option
 @threads_option
 @json_option

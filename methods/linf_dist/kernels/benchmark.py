@@ -2,7 +2,8 @@
 
 Seconds depend on the machine and on who else uses it; ratios much less. So every row is timed next to `torch.cdist` and
 the plain torch reference (both on a slice of the batch, per coordinate triple: in full they would take minutes) and, on
-a CPU with compiled kernels, next to a probe that only subtracts and takes maxima in registers.
+a CPU with compiled kernels, next to a probe that only subtracts and takes maxima in registers: its speed divided by the
+vector instructions that dense arithmetic needs is the floor, which only candidate lists can pass.
 """
 
 import math
@@ -25,6 +26,12 @@ SLICE_TRIPLES = 2**22  # of the slow comparisons; about 0.05 s each
 CHECKED, CHECK_TRIPLES = 3, 2**22
 PROBE_ROUNDS = 2**15  # 0.07 G triples, about 2 ms on one core
 PROBE_TRIPLES = 2048  # coordinates of one round: those of cb_probe
+PROBE_OPS = 2  # vector instructions of the probe per triple
+# The same of dense arithmetic, per pass and exponent (fractional p: two polynomials): what the probe's speed allows.
+DENSE_OPS = {
+    ("forward", 8): 4, ("forward", math.inf): 2, ("bounds", math.inf): 6, ("forward_backward", 8): 11,
+    ("forward_backward", 20): 19, ("forward_backward", 20.3): 29, ("forward_backward", math.inf): 2,
+}  # fmt: skip
 IDENTITY = -10.0  # what identity initialisation adds to one weight of every hidden neuron (arXiv 2110.06850's code)
 
 
@@ -184,12 +191,13 @@ def measure(case: Case, device: str, limit: float) -> dict[str, object]:
         if device == "cpu":
             floor = max(floor, probe() or 0.0)
     gops = case.n_in * case.n_out / best["ours"] / 1e9
+    needed = DENSE_OPS.get((case.what, case.p))
     return {
         "device": device, "pass": case.what, "p": f"{case.p:g}", "batch": batch, "n_in": case.n_in,
         "n_out": case.n_out, "inputs": case.inputs, "seconds": best["ours"] * batch, "gops": gops,
         "ratio_to_cdist": best["cdist"] / best["ours"] if cdist is not None else None,
         "ratio_to_reference": best["reference"] / best["ours"], "max_rel_error": error,
-        "floor_fraction": gops / floor if floor else None,
+        "floor_fraction": gops / (floor * PROBE_OPS / needed) if floor and needed else None,
     }
 
 
@@ -198,8 +206,9 @@ def run(*, seconds: float = 100, device: str = "cpu") -> list[dict[str, object]]
 
     Returns one dict per case: device, pass ("forward", "forward_backward" or "bounds"), p, batch, n_in, n_out, inputs
     ("gaussian" or "identity"), seconds (of one call, best of a few), gops (coordinate triples per second / 1e9),
-    ratio_to_cdist (None for bounds), ratio_to_reference, max_rel_error (see `max_rel_error`) and floor_fraction (of the
-    probe's speed; None where there is none). Cases that no longer fit into the time are left out.
+    ratio_to_cdist (None for bounds), ratio_to_reference, max_rel_error (see `max_rel_error`) and floor_fraction (speed
+    as a share of what dense arithmetic could reach, from the probe; None where that depends on the data). Cases that no
+    longer fit into the time are left out.
     """
     rows: list[dict[str, object]] = []
     todo = cases()
