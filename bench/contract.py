@@ -47,9 +47,15 @@ class DataSpec:
         return replace(self, height=side, width=side) if side else self
 
 
-def bounded(default: Any, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Any:
-    """A recipe field with a range that `--set` checks: low <= value <= high (low < value with `open_low`)."""
-    return field(default=default, metadata={"low": low, "high": high, "open_low": open_low})
+def bounded(
+    default: Any, low: float = -math.inf, high: float = math.inf, open_low: bool = False, added: bool = False
+) -> Any:
+    """A recipe field with a range that `--set` checks: low <= value <= high (low < value with `open_low`).
+
+    `added`: the field came when records had been made. At its default it stays out of a recipe's hash, so that those
+    records keep their ids; its default may therefore never change, and must mean what was done without the field.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "open_low": open_low, "added": added})
 
 
 @dataclass(frozen=True, kw_only=True)

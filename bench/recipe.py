@@ -90,9 +90,16 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return {f.name: _json(getattr(recipe, f.name), hints[f.name]) for f in dataclasses.fields(recipe)}
 
 
+def recorded(recipe: Recipe) -> dict[str, Any]:
+    """`as_dict` without fields that were added when records existed (metadata `added`) and still have their default."""
+    added = [f for f in dataclasses.fields(recipe) if f.metadata.get("added")]
+    unused = {f.name for f in added if getattr(recipe, f.name) == f.default}
+    return {name: value for name, value in as_dict(recipe).items() if name not in unused}
+
+
 def content_hash(recipe: Recipe) -> str:
-    """sha256 over the recipe's fields in canonical JSON; `source` is prose and left out."""
-    content = {k: v for k, v in as_dict(recipe).items() if k != "source"}
+    """sha256 over the recipe's recorded fields in canonical JSON; `source` is prose and left out."""
+    content = {k: v for k, v in recorded(recipe).items() if k != "source"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ from .evaluate import Evaluation, evaluate
 from .files import check_writable, locked, write_atomic
 from .options import Options
 from .progress import Progress, StoppingProgress
-from .recipe import as_dict
+from .recipe import recorded
 from .record import Record
 from .state import (
     SCHEMA,
@@ -249,7 +249,7 @@ class _Run:
         payload = {
             "cell": self.cell.as_record(),
             "recipe": {
-                "fields": as_dict(self.recipe),
+                "fields": recorded(self.recipe),  # what the hash covers
                 "source": self.recipe.source,
                 "hash": self.cell.recipe_hash,
                 "modified": self.planned.modified,

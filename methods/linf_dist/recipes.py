@@ -7,7 +7,7 @@ paper disagree the choice is stated at the recipe. Epochs are floats on a per-it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bench import Recipe, bounded
 
@@ -16,7 +16,13 @@ P_GRIDS = ("real", "coarse")
 
 @dataclass(frozen=True, kw_only=True)
 class DistRecipe(Recipe):
-    """Hyper-parameters of an l_inf-distance net, whatever its objective."""
+    """Hyper-parameters of an l_inf-distance net, whatever its objective.
+
+    p is p_start for p_hold epochs, grows geometrically to p_end until p_inf_from and is infinite from there on.
+    `p_jump` leaves out the exponents between p_start and it, the ones that cost most where p <= 12 runs on matrix units
+    and p >= 50 on candidate lists; `lambda_ramp` then keeps the cross-entropy of linf_dist_v2 on a clock of its own.
+    Measured: kernels/MATMUL.md.
+    """
 
     widths: tuple[int, ...] = (5120, 5120, 5120, 5120)  # hidden dense distance layers
     conv_channels: tuple[int, ...] = ()  # 3x3 distance convolutions before them
@@ -28,12 +34,14 @@ class DistRecipe(Recipe):
     p_hold: float = bounded(0.0, 0.0)  # epochs at p_start
     p_inf_from: float = bounded(1.0, 0.0)  # epoch from which p is infinite
     p_grid: str = "real"  # real: the papers' schedule; coarse: rounded to even values that cost less
+    p_jump: float = bounded(0.0, 0.0, 10000.0, added=True)  # growth starts here after the hold; 0 = at p_start
     scale_lr: float = bounded(0.006, 0.0, 10.0)  # lr of the learnable scale of the cross-entropy
     weight_decay: float = bounded(0.0, 0.0, 1.0)  # l_p decay, ICML 2021
     mix: float = bounded(0.75, 0.0, 1.0)  # hinge: worst class against all classes
     kappa: float = bounded(1.0, 0.0, 1.0)  # MLP head: worst-case against clean cross-entropy
     lambda0: float = bounded(0.05, 0.0, 10.0, open_low=True)  # ramp + CE: first and
-    lambda_end: float = bounded(0.0002, 0.0, 10.0, open_low=True)  # last weight of the cross-entropy
+    lambda_end: float = bounded(0.0002, 0.0, 10.0, open_low=True)  # last weight of the cross-entropy,
+    lambda_ramp: tuple[float, float] = field(default=(0.0, 0.0), metadata={"added": True})  # from .. to; 0,0 = p's
     estimate_means: bool = False  # re-estimate running means at p = inf when training has ended
 
     def __post_init__(self) -> None:
@@ -42,6 +50,11 @@ class DistRecipe(Recipe):
             raise ValueError(f"recipe p_grid = {self.p_grid!r}; choose one of {', '.join(P_GRIDS)}")
         if len(self.conv_channels) != len(self.conv_strides):
             raise ValueError("recipe conv_channels and conv_strides must have the same length")
+        if self.p_jump and not self.p_start <= self.p_jump <= self.p_end:
+            raise ValueError(f"recipe p_jump = {self.p_jump} lies outside [p_start, p_end] = "
+                             f"[{self.p_start}, {self.p_end}]; 0 means no jump")
+        if not 0 <= self.lambda_ramp[0] <= self.lambda_ramp[1]:
+            raise ValueError(f"recipe lambda_ramp = {self.lambda_ramp} must hold two epochs, the earlier one first")
         if not self.p_hold <= self.p_inf_from:
             raise ValueError(f"recipe p_hold = {self.p_hold} lies after p_inf_from = {self.p_inf_from}")
         if not all(w > 0 for w in (*self.widths, *self.conv_channels, *self.conv_strides)):

@@ -23,25 +23,27 @@ ADAM_EPS = 1e-10
 JUMP_FROM = 100  # arXiv 2110.06850's code jumps to infinity only if p has come this far
 
 
-def ramp(recipe: DistRecipe, epoch_float: float) -> float:
-    """Progress of the p schedule: 0 until p_hold epochs, 1 from p_inf_from epochs on."""
-    if epoch_float >= recipe.p_inf_from:
+def ramp(start: float, end: float, epoch_float: float) -> float:
+    """0 until `start` epochs, 1 from `end` epochs on, linear between."""
+    if epoch_float >= end:
         return 1.0
-    return min(1.0, max(0.0, (epoch_float - recipe.p_hold) / max(recipe.p_inf_from - recipe.p_hold, 1e-12)))
+    return min(1.0, max(0.0, (epoch_float - start) / max(end - start, 1e-12)))
 
 
 def p_at(recipe: DistRecipe, epoch_float: float) -> float:
-    """Exponent after `epoch_float` epochs: p_start, geometric growth to p_end, then infinity."""
-    part = ramp(recipe, epoch_float)
+    """Exponent after `epoch_float` epochs: p_start, geometric growth (from p_jump if given) to p_end, then infinity."""
+    part = ramp(recipe.p_hold, recipe.p_inf_from, epoch_float)
     if part >= 1.0:
         return math.inf if recipe.p_end >= JUMP_FROM else float(recipe.p_end)
-    p = float(recipe.p_start * (recipe.p_end / recipe.p_start) ** part)
+    first = recipe.p_jump if recipe.p_jump and epoch_float >= recipe.p_hold else recipe.p_start
+    p = float(first * (recipe.p_end / first) ** part)
     return coarse_even_p(p) if recipe.p_grid == "coarse" else p
 
 
 def mix_at(recipe: DistRecipe, epoch_float: float) -> float:
-    """Weight of the cross-entropy: lambda0, decaying geometrically to lambda_end on the same ramp as p."""
-    return float(recipe.lambda0 * (recipe.lambda_end / recipe.lambda0) ** ramp(recipe, epoch_float))
+    """Weight of the cross-entropy: lambda0, decaying geometrically to lambda_end on p's ramp or lambda_ramp."""
+    own = recipe.lambda_ramp if recipe.lambda_ramp[1] > 0 else (recipe.p_hold, recipe.p_inf_from)
+    return float(recipe.lambda0 * (recipe.lambda_end / recipe.lambda0) ** ramp(*own, epoch_float))
 
 
 def set_schedule(net: DistNet, step: Step) -> dict[str, float]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench import Recipe
 from bench.contract import bounded
-from bench.recipe import as_dict, content_hash, lr_factor, name_of, override
+from bench.recipe import as_dict, content_hash, lr_factor, name_of, override, recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,22 @@ def test_hash_does_not_depend_on_the_prose_of_the_source() -> None:
 )
 def test_hash_depends_on_every_other_field(changes: dict[str, Any]) -> None:
     assert content_hash(recipe(**changes)) != content_hash(recipe())
+
+
+def test_a_field_added_later_changes_no_hash_until_it_is_used() -> None:
+    """Records made before it came keep their ids."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Wider(Wide):
+        dropout: float = bounded(0.0, 0.0, 1.0, added=True)
+        block: tuple[int, ...] = dataclasses.field(default=(), metadata={"added": True})
+
+    shared = dict(dataset="digits", eps="0.1", preset="quick", source="ours")
+    assert content_hash(Wider(**shared)) == content_hash(recipe())
+    assert content_hash(Wider(**shared, dropout=0.1)) != content_hash(recipe())
+    assert recorded(Wider(**shared)) == as_dict(recipe())
+    assert recorded(Wider(**shared, block=(2,))) == {**as_dict(recipe()), "block": [2]}
+    assert as_dict(Wider(**shared))["dropout"] == 0.0
 
 
 def test_overriding_a_value_by_itself_keeps_the_hash() -> None:

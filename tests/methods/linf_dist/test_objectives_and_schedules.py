@@ -109,6 +109,35 @@ def test_theta_in_normalised_units_matches_the_logs():
     assert mnist.eps_train / 0.3081 == pytest.approx(1.4606, abs=1e-4)
 
 
+def jumping(**changes):
+    return DistRecipe(
+        dataset="synthetic", eps="0.1", preset="quick", source="t", epochs=10, p_hold=4.0, p_inf_from=6.0, p_jump=50.0,
+        **changes,
+    )  # fmt: skip
+
+
+def test_a_jump_leaves_out_the_middle_exponents():
+    recipe = jumping()
+    assert p_at(recipe, 0) == p_at(recipe, 3.999) == 8
+    assert p_at(recipe, 4.0) == 50 and p_at(recipe, 5.0) == pytest.approx(math.sqrt(50 * 1000))
+    assert p_at(recipe, 5.999) == pytest.approx(1000, rel=0.01) and p_at(recipe, 6.0) == math.inf
+    seen = {p_at(jumping(p_grid="coarse"), e / 100) for e in range(600)}
+    assert not [p for p in seen if 8 < p < 50]
+
+
+def test_no_jump_is_the_schedule_of_the_papers():
+    plain, jump = jumping(), dataclasses.replace(jumping(), p_jump=0.0)
+    assert p_at(jump, 4.5) == pytest.approx(8 * 125**0.25) and p_at(plain, 4.5) > 100
+    assert p_at(dataclasses.replace(plain, p_jump=8.0), 4.5) == p_at(jump, 4.5)
+
+
+def test_the_cross_entropy_may_fade_on_a_ramp_of_its_own():
+    own = jumping(lambda_ramp=(2.0, 9.0))
+    assert mix_at(own, 2.0) == own.lambda0 and mix_at(own, 9.0) == pytest.approx(own.lambda_end)
+    assert mix_at(own, 5.5) == pytest.approx(math.sqrt(own.lambda0 * own.lambda_end))
+    assert mix_at(jumping(), 4.0) == own.lambda0 and mix_at(jumping(), 6.0) == pytest.approx(own.lambda_end)
+
+
 def test_the_coarse_grid_is_even_close_and_starts_at_8():
     for p in (8.0, 9.3, 17.0, 40.0, 150.0, 900.0):
         coarse = coarse_even_p(p)
@@ -207,7 +236,8 @@ def test_the_eps_ramp_of_net_plus_mlp_is_linear_over_its_epochs():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"p_grid": "odd"}, {"conv_channels": (3,)}, {"p_hold": 5.0, "p_inf_from": 1.0}, {"widths": (0,)}, {"lr": -1.0}],
+    [{"p_jump": 6.0}, {"p_jump": 2000.0}, {"lambda_ramp": (5.0, 1.0)},
+     {"p_grid": "odd"}, {"conv_channels": (3,)}, {"p_hold": 5.0, "p_inf_from": 1.0}, {"widths": (0,)}, {"lr": -1.0}],
 )
 def test_nonsense_recipes_are_refused(changes):
     with pytest.raises(ValueError, match="recipe"):
