@@ -74,14 +74,16 @@ def doctor(results: str, data_root: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=60.0, show_default=True, help="About how long.")
+@click.option("--matmul", is_flag=True, help="The matrix products of training instead: error, guard, time.")
 @device_option
 @threads_option
 @json_option
-def kernels(seconds: float, device: str, threads: int | None, as_json: bool) -> None:
+def kernels(seconds: float, matmul: bool, device: str, threads: int | None, as_json: bool) -> None:
     """Which kernels are in use and how fast they are here."""
     import torch
 
     from ..environment import default_threads, kernel_modules, kernels_in_use, resolve_device
+    from ..errors import UsageError, printable
     from ..text import columns
 
     torch.set_num_threads(threads or default_threads())
@@ -89,11 +91,15 @@ def kernels(seconds: float, device: str, threads: int | None, as_json: bool) -> 
     modules = kernel_modules(load=True)
     rows: list[dict[str, Any]] = []
     for module in modules:
-        benchmark: Callable[..., list[dict[str, Any]]] | None = getattr(module, "benchmark", None)
+        name = "benchmark_matmul" if matmul else "benchmark"
+        benchmark: Callable[..., list[dict[str, Any]]] | None = getattr(module, name, None)
         if benchmark is None:
-            say(f"{module.__name__} has no benchmark")
+            say(f"{module.__name__} has no {name}")
             continue
-        rows += benchmark(seconds=seconds / len(modules), device=where)
+        try:
+            rows += benchmark(seconds=seconds / len(modules), device=where)
+        except RuntimeError as error:
+            raise UsageError(f"bench kernels --device {where}: {printable(str(error), 300)}") from error
     if as_json:
         print_json({"kernels": kernels_in_use(), "benchmark": rows})
         return
@@ -101,6 +107,10 @@ def kernels(seconds: float, device: str, threads: int | None, as_json: bool) -> 
         click.echo(f"{owner}: " + ", ".join(f"{key} {value}" for key, value in info.items() if value not in ("", None)))
     if rows:
         click.echo(columns(rows, list(dict.fromkeys(key for row in rows for key in row))))
+    if rows and matmul:
+        click.echo("flagged: share of pairs the guard has computed directly; ratio_to_direct: times faster than direct")
+        if where == "cpu":
+            click.echo("on a CPU the products are emulated: seconds and ratio_to_direct mean nothing here")
 
 
 @click.command()

@@ -45,6 +45,10 @@ class MatmulStats:
         self._flagged = flagged if self._flagged is None else self._flagged + flagged
         self._overflows = over if self._overflows is None else self._overflows + over
 
+    def ratio(self) -> Tensor | None:
+        """`share` as a scalar on the device; None before the first call."""
+        return None if self._flagged is None else self._flagged / max(1, self.pairs)
+
     @property
     def share(self) -> float:
         """Flagged pairs over all pairs; 0 before the first call."""
@@ -54,6 +58,11 @@ class MatmulStats:
     def overflows(self) -> int:
         """Calls with more flagged pairs than the capacity: the direct kernels are the better choice then."""
         return 0 if self._overflows is None else int(self._overflows)
+
+
+def has_units(x: Tensor) -> bool:
+    """Whether products of tensors like `x` run on matrix units that take every format, by the Triton kernels."""
+    return gpu.available(x)
 
 
 def dist_matmul(

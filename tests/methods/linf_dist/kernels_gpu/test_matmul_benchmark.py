@@ -5,7 +5,10 @@ import math
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from bench.cli import main
+from methods.linf_dist import kernels
 from methods.linf_dist.kernels import matmul_benchmark
 from methods.linf_dist.kernels.matmul_formats import FORMATS
 
@@ -62,3 +65,35 @@ def test_it_ends_near_the_time_given(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.process_time()
     assert len(matmul_benchmark.run(0.5)) == 54
     assert time.process_time() - start < 30
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_benchmark, "CPU_SHAPES", ((8, 8, 8),))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_prints_the_rows_as_json() -> None:
+    done = CliRunner().invoke(main, ["kernels", "--matmul", "--device", "cpu", "--seconds", "0.1", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["benchmark"]
+    assert len(rows) == 54 and all(row.keys() == KEYS for row in rows)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_says_that_times_of_an_emulation_mean_nothing() -> None:
+    done = CliRunner().invoke(main, ["kernels", "--matmul", "--device", "cpu", "--seconds", "0.1"])
+    assert done.exit_code == 0, done.output
+    assert "max_rel_error" in done.stdout and "bf16x3" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("seconds and ratio_to_direct mean nothing here")
+
+
+def test_the_command_names_a_device_without_the_units_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> list[dict[str, object]]:
+        raise RuntimeError("matrix products need the Triton kernels on cuda:0: Triton is not installed")
+
+    monkeypatch.setattr(kernels, "benchmark_matmul", refuse)
+    done = CliRunner().invoke(main, ["kernels", "--matmul", "--device", "cpu"])
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    assert "matrix products need the Triton kernels" in done.output
