@@ -269,12 +269,18 @@ class Bounds:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """No prints and warnings of auto_LiRPA's on our output."""
+    """No prints, log lines and warnings of auto_LiRPA's on our output."""
     import io
+    import logging
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from . import lirpa
 from .cascade import Images, Silent, Watcher, batch
+from .certification import OUTCOMES
 from .chunks import Chunks, is_out_of_memory
 from .contract import Bound, Method, margin
 from .eps import Eps
@@ -32,7 +33,6 @@ from .threat import box, corner, inner_box, sample
 
 CERTIFIERS = tuple(lirpa.METHODS)  # cheap to expensive: ibp, crown_ibp, crown, alpha_crown
 ENGINES = ("auto", "own", "auto_lirpa")
-OUTCOMES = ("misclassified", "certified", "unknown", "unsound", "timeout", "out_of_memory")
 ROWS = {"ibp": 250, "crown_ibp": 50, "crown": 8, "alpha_crown": 4}  # examples per call at first; halved for memory
 PROBES = 10  # vertices, and as many uniform points, that every certified example is held against
 DESCENT = (2.0, 1.0, 0.5, 0.25, 0.1)  # sign steps down the margin, in radii
@@ -151,7 +151,12 @@ def _choose(engine: str, certifier: str, method: Method | None, job: _Job, itera
         if engine == "own":
             who = f"method {method.name}" if method is not None else "a network without its method"
             raise UsageError(f"--engine own: {who} has no {certifier} bound of its own; use --engine auto_lirpa")
-    return lirpa_engine(job.net, certifier, job.image_shape(), job.eps, iterations)
+    try:
+        return lirpa_engine(job.net, certifier, job.image_shape(), job.eps, iterations)
+    except lirpa.Unsupported as error:
+        raise lirpa.Unsupported(
+            f"{error}; --certifier ibp takes the method's own interval bound, if it has one"
+        ) from None
 
 
 def own_engine(net: nn.Module, method: Method | None, certifier: str, eps: Eps) -> Engine | None:

@@ -1,7 +1,8 @@
-"""`bench verify` and `bench attack`: a finished run looked at again, with its weights where they are still there."""
+"""`bench verify`, `bench attack`, `bench certify`: a finished run looked at again, with its weights where they are."""
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import certification
 from .attack import AttackConfig
+from .certification import OUTCOMES, Certification
 from .data import Split, load
+from .environment import code_version, environment
 from .eps import Eps
-from .errors import BenchError
+from .errors import BenchError, UsageError
 from .evaluate import Evaluation, evaluate
+from .posthoc import certify_with
 from .progress import Progress
 from .record import Record
 from .trained import WEIGHTS, Trained, of_record
@@ -97,3 +102,83 @@ def union(record: Record, found: Evaluation) -> dict[str, Any]:
         "newly_broken": int((before & ~np.asarray(found.arrays["robust"])).sum()),
         "attacks": found.summary["attacks"],
     }
+
+
+@dataclass(frozen=True)
+class CertifyOptions:
+    """How to certify: see `posthoc.certify_with`. n: the first so many examples of the split, None: all."""
+
+    certifier: str
+    engine: str = "auto"
+    n: int | None = None
+    iterations: int = 20
+    limit_s: float | None = None
+    example_limit_s: float | None = None
+
+
+def certify(record: Record, again: Again, options: CertifyOptions, *, progress: Progress) -> Certification:
+    """Certify the record's net with another certifier and leave the outcomes beside the record.
+
+    An example that the record's own attacks broke and that is certified now is `unsound`: one of the two is wrong, and
+    the attack holds the evidence.
+
+    Raises:
+        UsageError: unknown certifier or engine, or more examples than there are.
+        StateError, DataError, BenchError: the weights or images are gone or differ.
+        lirpa.LirpaUnavailable, lirpa.Unsupported: auto_LiRPA is needed and missing, or cannot bound this network.
+    """
+    if options.n is not None and options.n > record.n:
+        raise UsageError(f"--n {options.n}: record {record.short} has {record.n} examples")
+    trained, split = again.open(record)
+    count = options.n or record.n
+    part = split.subset(torch.arange(count, device=split.labels.device))
+    found = certify_with(
+        trained.net,
+        part,
+        options.certifier,
+        eps=record.eps,
+        levels=trained.spec.levels,
+        method=trained.method,
+        recipe=trained.recipe,
+        engine=options.engine,
+        iterations=options.iterations,
+        limit_s=options.limit_s,
+        example_limit_s=options.example_limit_s,
+        progress=progress,
+    )
+    index = part.index.cpu().numpy().astype(np.int32)
+    outcome, notes = _against_record(record, index, found.outcome)
+    told = found.summary
+    details = {k: told[k] for k in ("bound_dtype", "conv_mode", "iterations") if k in told}
+    shown = {k: told[k] for k in ("certifier", "certificate", "cls", "engine")}
+    payload: dict[str, Any] = {
+        "certified_with": {**shown, **details},
+        "counts": {name: int((outcome == code).sum()) for code, name in enumerate(OUTCOMES)},
+        "n_borderline": told["n_borderline"],
+        "limits": {"all_s": options.limit_s, "example_s": options.example_limit_s},
+        "seconds": told["seconds"],
+        "environment": environment(torch.device(again.device)),
+        "code": code_version(),
+        "notes": [*told["notes"], *notes],
+        "finished": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    arrays = {"index": index, "outcome": outcome, "bound": found.lower, "seconds": found.seconds}
+    return certification.write(record, payload, arrays)
+
+
+def _against_record(record: Record, index: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Outcomes that agree with what the record knows about the same examples."""
+    theirs = record.arrays("index", "correct", "robust")
+    order = np.argsort(theirs["index"])
+    rows = order[np.searchsorted(theirs["index"], index, sorter=order)]
+    certified = outcome == OUTCOMES.index("certified")
+    turned = certified & ~theirs["correct"][rows]  # a margin near 0 may have another sign on another machine
+    broken = certified & theirs["correct"][rows] & ~theirs["robust"][rows]
+    outcome = np.where(turned, OUTCOMES.index("misclassified"), outcome)
+    outcome = np.where(broken, OUTCOMES.index("unsound"), outcome).astype(np.int8)
+    notes = []
+    if turned.any():
+        notes.append(f"{int(turned.sum())} examples are right here and wrong in the record; they count as wrong")
+    if broken.any():
+        notes.append(f"{int(broken.sum())} certified examples were broken by the record's attacks; they are unsound")
+    return outcome, notes

@@ -45,23 +45,32 @@ def pack(arrays: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     missing = sorted(set(DTYPES) - set(arrays))
     if missing:
         raise ValueError(f"arrays lack {', '.join(missing)}")
-    out, fields = io.BytesIO(), {}
     n = len(arrays["label"])
+    stored = {name: _stored(name, np.asarray(arrays[name]), n) for name in sorted(arrays)}
+    return archived(stored), {name: str(array.dtype) for name, array in stored.items()}
+
+
+def archived(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of an .npz; equal arrays give equal bytes."""
+    out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(arrays):
-            array = _stored(name, np.asarray(arrays[name]), n)
             member = io.BytesIO()
-            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            np.lib.format.write_array(member, arrays[name], version=(1, 0), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             info.create_system = 3  # the same bytes on every system
             archive.writestr(info, member.getvalue())
-            fields[name] = str(array.dtype)
-    return out.getvalue(), fields
+    return out.getvalue()
 
 
-def unpack(raw: bytes, names: Sequence[str], n: int | None) -> dict[str, np.ndarray]:
+def unpack(
+    raw: bytes, names: Sequence[str], n: int | None, dtypes: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
     """The named arrays from the bytes of an .npz; n examples each, if n is given.
+
+    Args:
+        dtypes: what each must be; default: as in a record.
 
     Raises:
         ValueError: damaged, a field is missing, or a length is not n.
@@ -76,7 +85,8 @@ def unpack(raw: bytes, names: Sequence[str], n: int | None) -> dict[str, np.ndar
                 size = archive.getinfo(f"{name}.npy").file_size
                 if n is not None and size > 16 * n + _HEADER:  # before anything is inflated
                     raise ValueError(f"{name} takes {size} bytes, too many for {n} examples")
-                found[name] = _array(archive.read(f"{name}.npy"), name, n)
+                wanted = dtype_of(name) if dtypes is None else dtypes[name]
+                found[name] = _array(archive.read(f"{name}.npy"), name, n, wanted)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"damaged ({error})") from error
     return found
@@ -141,14 +151,14 @@ def _stored(name: str, array: np.ndarray, n: int) -> np.ndarray:
     return np.ascontiguousarray(stored)
 
 
-def _array(raw: bytes, name: str, n: int | None) -> np.ndarray:
+def _array(raw: bytes, name: str, n: int | None, wanted: str | None) -> np.ndarray:
     """One .npy from memory. The header is believed only as far as the bytes that follow it."""
     if len(raw) < 10 or raw[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError(f"{name} is not a .npy of version 1.0")
     start = 10 + int.from_bytes(raw[8:10], "little")
     shape, dtype = _header(raw[:start])
-    if dtype.hasobject or str(dtype) != dtype_of(name):
-        raise ValueError(f"{name} is {dtype}, not {dtype_of(name)}")
+    if dtype.hasobject or str(dtype) != wanted:
+        raise ValueError(f"{name} is {dtype}, not {wanted}")
     if len(shape) != 1 or shape[0] * dtype.itemsize != len(raw) - start:
         raise ValueError(f"{name} is cut: its header promises shape {list(shape)}")
     if n is not None and shape[0] != n:

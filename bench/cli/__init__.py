@@ -9,7 +9,7 @@ import click
 from .. import __version__
 from .looking import compare, list_, report
 from .options import one_line_errors, plugin_option
-from .rechecking import attack, verify
+from .rechecking import attack, certify, verify
 from .running import run
 from .tooling import check, doctor, kernels, new_method, time
 
@@ -35,5 +35,5 @@ def main() -> None:
     """Train, certify, attack, time and compare certifiably robust classifiers."""
 
 
-for _command in (run, list_, report, compare, verify, attack, check, new_method, doctor, kernels, time):
+for _command in (run, list_, report, compare, verify, attack, certify, check, new_method, doctor, kernels, time):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""A finished run looked at again: `bench verify`, `bench attack`."""
+"""A finished run looked at again: `bench verify`, `bench attack`, `bench certify`."""
 
 from __future__ import annotations
 
@@ -141,3 +141,82 @@ def attack(name: str, steps: int, restarts: int, seed: int, results: str, as_jso
         f"{told['robust_both']:.2f} % by both ({told['newly_broken']} newly broken); "
         f"certified {told['certified']:.2f} %"
     )
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@click.option(
+    "--certifier",
+    metavar="NAME",
+    required=True,
+    help="ibp, crown_ibp, crown or alpha_crown, cheap to expensive; the last two need auto_LiRPA.",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="auto|own|auto_lirpa",
+    help="Whose code; auto takes the method's own bound where there is one.",
+)
+@click.option("--n", type=click.IntRange(1), metavar="N", help="Only the first N examples of the split [default: all].")
+@click.option("--iterations", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Of alpha_crown.")
+@click.option("--time-limit", metavar="25m", help="For the whole split; what is not reached counts as timeout.")
+@click.option("--example-limit", metavar="30s", help="For one example; a slower one counts as timeout.")
+@results_option
+@runs_option
+@device_option
+@data_option
+@offline_option
+@threads_option
+@json_option
+@plugin_option
+def certify(
+    name: str,
+    certifier: str,
+    engine: str,
+    n: int | None,
+    iterations: int,
+    time_limit: str | None,
+    example_limit: str | None,
+    results: str,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Certify a finished run's net with another certifier; the outcome lies beside its record, reports show it.
+
+    Unknown (the bound fails), unsound (a point contradicts it), timeout and out of memory are different answers; none
+    counts as certified.
+    """
+    from ..text import parse_span
+
+    limits = [parse_span(text) if text else None for text in (time_limit, example_limit)]
+    from .. import record
+
+    found = record.find(Path(results), name)
+    again = _again(**where)
+    from .. import recheck
+    from ..progress import Progress
+
+    options = recheck.CertifyOptions(certifier, engine, n, iterations, *limits)
+    progress = Progress()
+    try:
+        told = recheck.certify(found, again, options, progress=progress)
+    finally:
+        progress.close()
+    row = told.row()
+    if as_json:
+        print_json(row)
+        return
+    from ..certification import OUTCOMES, own_count
+    from ..text import columns
+
+    click.echo(columns([row], ("method", "certifier", "cls", "engine", "eps", "n", *OUTCOMES, "seconds")))
+    part = f" on the first {told.n} of {found.n} examples" if told.is_subset else ""
+    own = own_count(found, told.index, "certified")
+    click.echo(
+        f"{found.short}: trained with {found.method}, certified with {certifier}: "
+        f"{100 * told.count('certified') / told.n:.2f} % certified{part}; "
+        f"{100 * own / told.n:.2f} % by the record's own certificate ({found.headline['name'] or 'none'})"
+    )
+    for note in told.data["notes"]:
+        say(f"note: {note}")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import record
+from .. import certification, record
+from ..certification import Certification
 from ..recipe import PRESETS
 from ..record import Record
 from . import columns, stats, styles
@@ -307,6 +308,7 @@ class Inputs:
 
     pools: list[Pool] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
+    certifications: list[tuple[Record, Certification]] = field(default_factory=list)  # added after the fact
     problems: list[str] = field(default_factory=list)  # broken guards, unreadable records: exit code 1
     notices: list[str] = field(default_factory=list)
 
@@ -389,6 +391,8 @@ def gather(records: Iterable[Record], published: Sequence[Published]) -> Inputs:
     for key in sorted(groups, key=str):
         inputs.pools.append(Pool(tuple(groups[key][seed] for seed in sorted(groups[key]))))
     inputs.pools = [_with_published(inputs, pool) for pool in inputs.pools]
+    inputs.certifications, unusable = certification.of_records(inputs.records)
+    inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in unusable]
     return inputs
 
 

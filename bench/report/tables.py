@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from . import detail, fmt, paper, stats, styles
+from . import detail, fmt, paper, posthoc, stats, styles
 from .cells import (
     ACC,
     ACCURACIES,
@@ -231,6 +231,7 @@ def build(inputs: Inputs) -> list[Table]:
     found += [paper.paper(inputs, 1), paper.paper(inputs, 2), paper.paper_cost(inputs)]
     makers: list[Callable[[Inputs], Table | None]] = [
         gap,
+        posthoc.posthoc,
         detail.cost,
         detail.attacks,
         detail.ablation,

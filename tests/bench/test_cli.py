@@ -17,7 +17,10 @@ from bench.environment import worker_environment
 from bench.estimate import Estimate
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
-COMMANDS = ["run", "list", "report", "compare", "verify", "attack", "check", "new-method", "doctor", "kernels", "time"]
+COMMANDS = [
+    "run", "list", "report", "compare", "verify", "attack", "certify", "check", "new-method", "doctor", "kernels",
+    "time",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
