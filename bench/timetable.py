@@ -12,18 +12,23 @@ from .cost import measure_cost
 from .data import Split
 from .data.catalogue import entry
 from .data.loading import spec as data_spec
+from .environment import device_name
 from .errors import BenchError
 from .progress import Progress, duration
 from .timing import Timer
 
 ROUNDS = 3  # each method is timed in each, so that a busy minute of the machine hits all of them
 EVAL_IMAGES = 256
+YARDSTICK = "ibp"  # whose epochs the others are told in, as in the ICML 2021 paper's Table 4; else the first method's
 COLUMNS = (
     "method",
     "preset",
     "params",
     "flops",
+    "batch",
+    "timed_batch",
     "s_per_epoch",
+    "relative",
     "lowest",
     "highest",
     "training",
@@ -38,7 +43,7 @@ def timetable(
     """One row per method, and one line per method that has no such recipe or cannot be timed.
 
     Seconds per epoch are extrapolated from steps on noise at six points of the schedule; `lowest` and `highest` are
-    the cheapest and dearest of these phases.
+    the cheapest and dearest of these phases, `relative` is in epochs of `relative_to`.
     """
     where, data = torch.device(device), data_spec(dataset)
     timers: dict[str, Timer] = {}
@@ -56,7 +61,12 @@ def timetable(
             timer.run(budget_s / ROUNDS)
             progress.update(turn * len(timers) + place + 1)
     progress.close()
-    return [_row(name, timer) for name, timer in timers.items()], problems
+    rows = [_row(name, timer) for name, timer in timers.items()]
+    base = next((row for row in rows if row["method"] == YARDSTICK), rows[0] if rows else None)
+    for row in rows:
+        assert base is not None
+        row |= {"relative": row["s_per_epoch"] / base["s_per_epoch"], "relative_to": base["method"]}
+    return rows, problems
 
 
 def _row(name: str, timer: Timer) -> dict[str, Any]:
@@ -70,6 +80,10 @@ def _row(name: str, timer: Timer) -> dict[str, Any]:
         "dataset": timer.recipe.dataset,
         "eps": timer.recipe.eps,
         "preset": timer.recipe.preset,
+        "device": device_name(timer.device),
+        "threads": torch.get_num_threads(),
+        "batch": timing.recipe_batch,
+        "timed_batch": timing.batch,
         "params": timing.params,
         "flops": timing.flops,
         "s_per_epoch": timing.s_per_epoch,

@@ -21,10 +21,10 @@ from .relu import (
     ReluMethod,
     ReluRecipe,
     as_relu_net,
-    certified_share,
     clean_losses,
     kappa_at,
     mixed_losses,
+    quick_recipes,
     ramped,
     shortened,
     worst_cross_entropy,
@@ -66,8 +66,7 @@ class CrownIbp(ReluMethod):
         if linear:
             better = crown.crown_ibp_margins(passed, y) if foreign is None else foreign
             margins = beta * better + (1 - beta) * margins
-        losses = mixed_losses(passed, y, worst_cross_entropy(margins, y), kappa)
-        return Losses(losses.loss, {**losses.scalars, "worst": certified_share(margins, y), "beta": beta})
+        return mixed_losses(passed, y, worst_cross_entropy(margins, y), kappa, margins, beta=beta)
 
     def margin_bound(self, net: nn.Module, x: Tensor, y: Tensor, eps: Eps) -> Bound:
         return crown.crown_ibp_bound(as_relu_net(net), x, y, eps)
@@ -137,7 +136,4 @@ def _quick() -> Iterator[CrownRecipe]:
         dataset="mnist", eps="0.1", preset="quick", source="ours", arch="conv_small", init="ibp", lr=1e-3,
         lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
     )  # fmt: skip
-    for (dataset, eps), fields in _QUICK.items():
-        epochs = fields["epochs"]
-        schedule = {"lr_milestones": (0.7 * epochs, 0.9 * epochs), "eps_ramp": (0.0, 0.4 * epochs)}
-        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **fields})
+    return quick_recipes(base, _QUICK, ramp=0.4)

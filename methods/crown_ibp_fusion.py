@@ -19,10 +19,10 @@ from .relu import (
     ReluMethod,
     ReluRecipe,
     as_relu_net,
-    certified_share,
     clean_losses,
     kappa_at,
     mixed_losses,
+    quick_recipes,
     ramped,
     shortened,
 )
@@ -51,9 +51,8 @@ class CrownIbpFusion(ReluMethod):
             return clean_losses(relu_net(x), y)
         kappa, share = kappa_at(step), 1 - ramped(step)
         passed = box.run(relu_net, x, step.eps_now, clean=kappa > 0, tape=share > 0)
-        losses = mixed_losses(passed, y, crown.fused_cross_entropy(passed, y, share), kappa)
-        worst = certified_share(passed.margins(y), y)
-        return Losses(losses.loss, {**losses.scalars, "worst": worst, "share": share})
+        fused = crown.fused_cross_entropy(passed, y, share)
+        return mixed_losses(passed, y, fused, kappa, passed.margins(y), share=share)
 
 
 def _paper() -> Iterator[ReluRecipe]:
@@ -88,7 +87,4 @@ def _quick() -> Iterator[ReluRecipe]:
         dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small", init="ibp", lr=1e-3,
         lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
     )  # fmt: skip
-    for (dataset, eps), fields in _QUICK.items():
-        epochs = fields["epochs"]
-        schedule = {"lr_milestones": (0.7 * epochs, 0.9 * epochs), "eps_ramp": (0.0, 0.4 * epochs)}
-        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **fields})
+    return quick_recipes(base, _QUICK, ramp=0.4)

@@ -19,10 +19,10 @@ from .relu import (
     ReluMethod,
     ReluRecipe,
     as_relu_net,
-    certified_share,
     clean_losses,
     kappa_at,
     mixed_losses,
+    quick_recipes,
     shortened,
     worst_cross_entropy,
 )
@@ -50,8 +50,7 @@ class Ibp(ReluMethod):
         kappa = kappa_at(step)
         passed = box.run(relu_net, x, step.eps_now, clean=kappa > 0)
         margins = passed.margins(y)
-        losses = mixed_losses(passed, y, worst_cross_entropy(margins, y), kappa)
-        return Losses(losses.loss, {**losses.scalars, "worst": certified_share(margins, y)})
+        return mixed_losses(passed, y, worst_cross_entropy(margins, y), kappa, margins)
 
 
 def _paper() -> Iterator[ReluRecipe]:
@@ -100,7 +99,4 @@ def _quick() -> Iterator[ReluRecipe]:
         dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small", init="ibp", lr=1e-3,
         lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
     )  # fmt: skip
-    for (dataset, eps), fields in _QUICK.items():
-        epochs = fields["epochs"]
-        schedule = {"lr_milestones": (0.7 * epochs, 0.9 * epochs), "eps_ramp": (0.0, 0.5 * epochs)}
-        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **fields})
+    return quick_recipes(base, _QUICK, ramp=0.5)

@@ -23,8 +23,8 @@ from .relu import (
     ReluMethod,
     ReluRecipe,
     as_relu_net,
-    certified_share,
     mixed_losses,
+    quick_recipes,
     ramped,
     shortened,
     worst_cross_entropy,
@@ -58,13 +58,12 @@ class IbpShi(ReluMethod):
         passed = box.run(relu_net, x, max(now, LEAST_RADIUS), tape=active)
         margins = passed.margins(y)
         # No mixture: the clean cross-entropy alone at radius 0, the worst-case one alone from then on.
-        losses = mixed_losses(passed, y, worst_cross_entropy(margins, y), kappa=1.0 if now == 0 else 0.0)
-        scalars = {**losses.scalars, "worst": certified_share(margins, y)}
+        losses = mixed_losses(passed, y, worst_cross_entropy(margins, y), 1.0 if now == 0 else 0.0, margins)
         if not active:
-            return Losses(losses.loss, scalars)
+            return losses
         tight, balance = tightness(relu_net, passed), balanced(passed)
         weight = step.recipe.reg * (1 - ramped(step))
-        scalars |= {"tight": tight.detach(), "balance": balance.detach()}
+        scalars = {**losses.scalars, "tight": tight.detach(), "balance": balance.detach()}
         return Losses(losses.loss + weight * (tight + balance), scalars)
 
 
@@ -148,7 +147,4 @@ def _quick() -> Iterator[ShiRecipe]:
         dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small_bn", init="ibp", lr=2e-3,
         lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, eps_shape="smoothed",
     )  # fmt: skip
-    for (dataset, eps), fields in _QUICK.items():
-        epochs = fields["epochs"]
-        schedule = {"lr_milestones": (0.7 * epochs, 0.9 * epochs), "eps_ramp": (0.0, 0.5 * epochs)}
-        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **fields})
+    return quick_recipes(base, _QUICK, ramp=0.5)

@@ -6,6 +6,7 @@ Schedules are in epochs and tick per step. Sources: smoothed radius schedule as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ class ReluRecipe(NetRecipe):
 
 N = TypeVar("N", bound=NetRecipe)
 R = TypeVar("R", bound=Recipe)
+Q = TypeVar("Q", bound=ReluRecipe)
 
 SMOOTH_POWER = 4.0  # of the first part of the smoothed ramp, in every published recipe
 
@@ -95,9 +97,17 @@ def clean_losses(logits: Tensor, y: Tensor) -> Losses:
     return Losses(functional.cross_entropy(logits, y), {"acc": accuracy(logits, y)})
 
 
-def mixed_losses(passed: Passed, y: Tensor, worst: Tensor, kappa: float) -> Losses:
-    """kappa * CE(f, y) + (1 - kappa) * mean(worst), worst [B] the bound of the worst-case cross-entropy."""
+def mixed_losses(
+    passed: Passed, y: Tensor, worst: Tensor, kappa: float, margins: Tensor, **more: Tensor | float
+) -> Losses:
+    """kappa * CE(f, y) + (1 - kappa) * mean(worst).
+
+    Args:
+        worst: [B] bound of the worst-case cross-entropy. margins: [B, K] bounds that the scalar `worst`, the certified
+            share of the batch, is counted from. more: further scalars.
+    """
     scalars: dict[str, Tensor | float] = {"worst_ce": worst.detach().mean(), "kappa": kappa}
+    scalars |= {"worst": certified_share(margins, y), **more}
     loss = (1 - kappa) * worst.mean()
     if passed.flow.clean is not None:
         if kappa > 0:
@@ -131,7 +141,7 @@ def shortened(paper: R, epochs: int, **changes: Any) -> R:
     factor = epochs / paper.epochs
     start, end = paper.eps_ramp
     changes.setdefault("preset", "short")
-    changes.setdefault("source", f"ours: {paper.source} in {epochs} epochs")
+    changes.setdefault("source", f"ours: {paper.source.removeprefix('ours: ')}, in {epochs} epochs")
     return replace(
         paper,
         epochs=epochs,
@@ -140,3 +150,20 @@ def shortened(paper: R, epochs: int, **changes: Any) -> R:
         eps_ramp=(start * factor, end * factor),
         **changes,
     )
+
+
+def quick_recipes(base: Q, fields: Mapping[tuple[str, str], Mapping[str, Any]], ramp: float) -> Iterator[Q]:
+    """Small runs of `base`: one per (data set, eps), with the fields that differ there.
+
+    Where `fields` name no schedule, the radius grows over the first `ramp` of the run and the learning rate falls
+    behind it: at 0.7 and 0.9 of the run, or along a cosine from the end of the ramp.
+    """
+    for (dataset, eps), changes in fields.items():
+        epochs = changes.get("epochs", base.epochs)
+        grown = changes.get("eps_ramp", (0.0, ramp * epochs))
+        schedule: dict[str, Any] = {"eps_ramp": grown}
+        if changes.get("lr_schedule", base.lr_schedule) == "cosine":
+            schedule["lr_hold"] = grown[1]
+        else:
+            schedule["lr_milestones"] = (0.7 * epochs, 0.9 * epochs)
+        yield replace(base, dataset=dataset, eps=eps, **{**schedule, **changes})

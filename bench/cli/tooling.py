@@ -158,9 +158,13 @@ def time(
         print_json(rows)
     elif rows:
         click.echo(columns(rows, COLUMNS))
-        where = f"{dataset} {radius}, threads: {torch.get_num_threads()}, on {resolve_device(device)}"
-        how = f"seconds per epoch are extrapolated from {rows[0]['how']}, lowest and highest being its phases"
-        click.echo(f"{where}; {how}; a multiply-accumulate or one |x - w| counts 1")
+        first = rows[0]
+        count = f"{first['threads']} thread" + "s" * (first["threads"] != 1)
+        click.echo(f"{dataset} {radius} on {first['device']}, {count}; relative: in epochs of {first['relative_to']}")
+        for how in dict.fromkeys(row["how"] for row in rows):
+            names = ", ".join(row["method"] for row in rows if row["how"] == how)
+            click.echo(f"{names}: seconds per epoch are extrapolated from {how}")
+        click.echo("lowest and highest: of those points; a multiply-accumulate or one |x - w| counts 1")
     for line in problems:
         say(f"error: {line}")
     sys.exit(2 if not rows else 1 if problems else 0)

@@ -13,7 +13,7 @@ import bench
 from bench import doctor, planning, registry
 from bench import estimate as estimating
 from bench.cli import main
-from bench.environment import worker_environment
+from bench.environment import device_name, worker_environment
 from bench.estimate import Estimate
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
@@ -280,6 +280,17 @@ def test_time_measures_and_says_that_it_extrapolates():
     done = call("time", "-m", "tiny", "-d", "synthetic", "--budget", "0.3s", "--threads", 1)
     assert done.exit_code == 0, done.output
     assert "s_per_epoch" in done.stdout and "extrapolated" in done.stdout
+
+
+def test_time_names_the_machine_and_tells_costs_in_epochs_of_one_method():
+    done = call(
+        "time", "-m", "ibp", "-m", "standard", "-d", "synthetic", "--budget", "0.3s", "--threads", 1, "--json",
+        "--device", "cpu",
+    )  # fmt: skip
+    ibp, standard = json.loads(done.stdout)
+    assert ibp["device"] == device_name(torch.device("cpu"))
+    assert (ibp["relative"], ibp["relative_to"]) == (1.0, "ibp")
+    assert standard["relative"] == standard["s_per_epoch"] / ibp["s_per_epoch"]
 
 
 def test_doctor_names_every_topic(monkeypatch):

@@ -156,3 +156,9 @@ def test_every_recipe_has_a_source_and_builds(name: str) -> None:
         assert all(m <= made.epochs for m in made.lr_milestones), made
         assert made.eps_ramp[1] <= made.epochs, made
         assert math.isclose(made.train_radius, float(made.radius)) or made.train_radius > float(made.radius), made
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd", "ibp", "ibp_shi", "crown_ibp", "crown_ibp_fusion", "groupsort"])
+def test_no_source_says_twice_whose_it_is(name: str) -> None:
+    for made in registry.recipes(registry.get(name)):
+        assert made.source.count("ours") <= 1, made.source
