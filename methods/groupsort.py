@@ -141,7 +141,7 @@ class GroupSort(Method):
 
     def optimizer(self, net: nn.Module, recipe: GroupSortRecipe) -> torch.optim.Optimizer:
         if recipe.optim == "adam":
-            return torch.optim.Adam(net.parameters(), lr=recipe.lr)
+            return torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)
         return AggMo(net.parameters(), lr=recipe.lr)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:

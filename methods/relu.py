@@ -56,6 +56,10 @@ class ReluMethod(Method):
     def build(self, data: DataSpec, recipe: NetRecipe) -> nn.Module:
         return build_net(data, recipe)
 
+    def optimizer(self, net: nn.Module, recipe: Any) -> torch.optim.Optimizer:
+        """Adam in one kernel: on a CPU the ordinary one takes a fifth of an interval step of a small net."""
+        return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=recipe.lr, fused=True)
+
     def eps_schedule(self, recipe: Any, epoch_float: float) -> float:
         start, end = recipe.eps_ramp
         if getattr(recipe, "eps_shape", "linear") == "linear" or not start < epoch_float < end:
