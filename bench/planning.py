@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from . import cell as cells
 from .cell import Missing, Planned
@@ -15,22 +14,42 @@ from .child import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Slot, Task
 from .environment import cache_home, default_threads, gpu_count, resolve_device
 from .errors import UsageError
 from .estimate import Estimate, estimate
+from .executor import Executor
 from .files import check_writable
 from .launch import exit_code, launch, slots_for
 from .options import Options
-from .progress import Progress, duration
+from .overview import Board
+from .progress import duration
 from .record import Record
-from .text import columns
+from .study import Selection, Study
+from .summary import DEFAULT_RESULTS, accuracies, show_dry, summarise
 
-DEFAULT_RESULTS = "results/measured"
-SUMMARY = ("method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified", "class", "time", "status")
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `of`-th cell, from the `number`-th on (1 <= number <= of)."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`2/3`: the second of three shares.
+
+        Raises:
+            UsageError: anything else.
+        """
+        number, slash, of = text.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UsageError(f"--shard {text}: write I/N with 1 <= I <= N, as in --shard 2/3")
+        return cls(int(number), int(of))
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a `bench run` command line asks for."""
+    """What a `bench run` command line asks for; with a study its entries take the place of the selectors."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     eps: tuple[str, ...] = ()
     presets: tuple[str, ...] = ()
@@ -50,6 +69,16 @@ class Request:
     save_every_s: float = Options.save_every_s
     quiet: bool = False
     as_json: bool = False
+    study: Study | None = None
+    shard: Shard | None = None
+    executor: Executor | None = None
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """What is asked for, entry by entry."""
+        if self.study is not None:
+            return self.study.selections
+        return (Selection(self.methods, self.datasets, self.eps, self.presets, self.seeds, self.changes),)
 
     @property
     def results_dir(self) -> Path:
@@ -111,6 +140,33 @@ class Plan:
         return f"{at}about {total} ({parts})"
 
 
+def select(request: Request, device: str) -> tuple[list[Planned], list[Missing]]:
+    """The cells asked for, each once, in the order asked for; and what has no recipe.
+
+    Raises:
+        UsageError, ValueError: something is asked for that does not exist.
+    """
+    planned: dict[str, Planned] = {}
+    missing: list[Missing] = []
+    for entry in request.selections:
+        found, gaps = cells.plan(
+            entry.methods,
+            entry.datasets,
+            eps=entry.eps,
+            presets=entry.presets,
+            seeds=entry.seeds,
+            changes=entry.changes,
+            split=request.split,
+            device_type=device.partition(":")[0],
+        )
+        for one in found:
+            planned.setdefault(one.cell.id, one)
+        missing += [] if entry.open and found else gaps
+    share = request.shard
+    kept = list(planned.values())
+    return (kept[share.number - 1 :: share.of] if share else kept), missing
+
+
 def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], None] = lambda text: None) -> Plan:
     """Resolve the selectors and look at what is there already; nothing is trained.
 
@@ -124,16 +180,7 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     from .run import finished, progress_of
 
     device = resolve_device(request.device)
-    planned, missing = cells.plan(
-        request.methods,
-        request.datasets,
-        eps=request.eps,
-        presets=request.presets,
-        seeds=request.seeds,
-        changes=request.changes,
-        split=request.split,
-        device_type=device.partition(":")[0],
-    )
+    planned, missing = select(request, device)
     runs_dir = Path(request.runs_dir) if request.runs_dir else cache_home() / "runs"
     gpus = gpu_count() if request.device == "auto" and device != "cpu" and len(planned) > 1 else 0
     jobs = min(request.jobs, max(1, len(planned))) if request.jobs else None
@@ -160,7 +207,7 @@ def paper_on_cpu(plan: Plan) -> list[str]:
     """Lines of advice if a paper's recipe would start on a CPU without having been asked for by name; else none."""
     request = plan.request
     heavy = [p for p in plan.open if p.cell.preset == "paper" and p.cell.id not in plan.begun]
-    if plan.device != "cpu" or request.presets or not heavy:
+    if plan.device != "cpu" or all(entry.presets for entry in request.selections) or not heavy:
         return []
     from . import registry
 
@@ -194,7 +241,7 @@ def execute(
     if not plan.planned:
         raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in plan.missing) + " (`bench list recipes`)")
     if request.dry_run:
-        _show_dry(plan)
+        show_dry(plan)
         return 0
     if not request.quiet:
         for line in plan.lines():
@@ -207,7 +254,7 @@ def execute(
         if not ask("Run the paper's recipe on this CPU all the same?"):
             return EXIT_USAGE
     outcomes, stopped = _launch(plan, plugins, say)
-    _summary(plan, outcomes, say)
+    summarise(plan, outcomes, say)
     return exit_code(outcomes, stopped=stopped)
 
 
@@ -221,115 +268,24 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
         fresh=request.fresh,
         save_every_s=request.save_every_s,
     )
-    alone = len(plan.open) == 1
     tasks = [Task(p.cell, options, p.cell.label, tuple(plugins), request.time_limit_s) for p in plan.open]
-
-    def progress(label: str) -> Progress:
-        shared = len(plan.slots) > 1  # several bars on one line would overwrite each other
-        name = "" if alone else label
-        return Progress(quiet=request.quiet, label=name, terminal=False if shared else None)
+    board = Board(len(tasks), many=len(plan.slots) > 1, quiet=request.quiet)
 
     def ended(outcome: Outcome) -> None:
+        board.ended(outcome.code)
         if outcome.record is None:
-            say(f"{'error: ' if outcome.code != EXIT_INTERRUPTED else ''}{outcome.task.label}: {outcome.message}")
-        elif not request.quiet:
-            say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {duration(outcome.seconds)}")
+            line = f"{'error: ' if outcome.code != EXIT_INTERRUPTED else ''}{outcome.task.label}: {outcome.message}"
+            board.say(line, always=True)
+        else:
+            took = duration(outcome.seconds)
+            board.say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {took}")
 
-    return launch(tasks, plan.slots, progress=progress, on_outcome=ended)
-
-
-def accuracies(record: Record) -> str:
-    """`clean 97.22, robust 90.00, certified 88.61 % (class D)`; robust is an upper bound by attacks."""
-    cls = f" (class {record.certificate_class})" if record.certificate_class else ""
-    return f"clean {record.clean:.2f}, robust {record.robust:.2f}, certified {record.certified:.2f} %{cls}"
-
-
-def _row(record: Record, status: str) -> dict[str, Any]:
-    row = record.row()
-    row |= {"class": record.certificate_class, "time": duration(record.train_s), "status": status}
-    return row
-
-
-def _summary(plan: Plan, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
-    """Results on stdout, advice on stderr."""
-    by_id = {o.task.cell.id: o for o in outcomes}
-    rows: list[dict[str, Any]] = []
-    machine: list[dict[str, Any]] = []
-    folders = []
-    for one in plan.planned:
-        cell = one.cell
-        record = plan.done.get(cell.id)
-        outcome = by_id.get(cell.id)
-        status = "finished before" if record else "finished"
-        record = record or (outcome.record if outcome else None)
-        if record is not None:
-            rows.append(_row(record, status))
-            machine.append({**record.row(), "cell": cell.id, "status": status, "folder": str(record.path)})
-            folders.append(str(record.path))
-            continue
-        words = {1: "failed", 3: "diverged", 4: "stopped, resumable"}
-        assert outcome is not None, cell.label
-        about = {k: getattr(cell, k) for k in ("method", "dataset", "eps", "preset", "seed")}
-        rows.append({**about, "status": words.get(outcome.code, "failed")})
-        machine.append({**about, "cell": cell.id, "status": words.get(outcome.code), "reason": outcome.message})
-    for gap in plan.missing:
-        about = {"method": gap.method, "dataset": gap.dataset, "eps": gap.eps, "preset": gap.preset}
-        rows.append({**about, "status": f"skipped: {gap.reason}"})
-        machine.append({**about, "status": "skipped", "reason": gap.reason})
-    if plan.request.as_json:
-        print(json.dumps(machine, indent=1))
-        return
-    print(columns(rows, SUMMARY))
-    sys.stdout.flush()
-    if plan.request.quiet or not folders:
-        return
-    say(f"record: {folders[0]}" if len(folders) == 1 else f"{len(folders)} records below {plan.request.results_dir}")
-    if plan.request.split == "val":
-        say("tuning runs (--split val) enter no table")
-    else:
-        where = plan.request.results_dir
-        say("next: bench report" + ("" if where == Path(DEFAULT_RESULTS) else f" --results {where}"))
-
-
-def _show_dry(plan: Plan) -> None:
-    if not plan.request.as_json:
-        print("\n".join(plan.lines()))
-        return
-    rows = []
-    for one in plan.planned:
-        guess = plan.estimates.get(one.cell.id)
-        rows.append(
-            {
-                **one.cell.as_record(),
-                "finished": one.cell.id in plan.done,
-                "trained_share": plan.begun.get(one.cell.id, 0.0),
-                "train_s": guess.train_s if guess else None,
-                "eval_s": guess.eval_s if guess else None,
-                "how": guess.how if guess else None,
-            }
-        )
-    rows += [{**vars(m), "skipped": m.reason} for m in plan.missing]
-    print(json.dumps(rows, indent=1))
-
-
-def show_config(request: Request) -> None:
-    """The resolved cells and every field of their recipes, as JSON; nothing is run."""
-    from .recipe import as_dict
-
-    device = resolve_device(request.device)
-    planned, missing = cells.plan(
-        request.methods,
-        request.datasets,
-        eps=request.eps,
-        presets=request.presets,
-        seeds=request.seeds,
-        changes=request.changes,
-        split=request.split,
-        device_type=device.partition(":")[0],
-    )
-    if not planned:
-        raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in missing))
-    print(json.dumps([{"cell": p.cell.as_record(), "recipe": as_dict(p.recipe)} for p in planned], indent=1))
+    try:
+        if request.executor is not None:
+            return request.executor.run(tasks, plan.slots[0].threads, device=request.device, on_outcome=ended, say=say)
+        return launch(tasks, plan.slots, progress=board.progress, on_outcome=ended)
+    finally:
+        board.close()
 
 
 def as_changes(pairs: Sequence[str]) -> dict[str, str]:
@@ -347,3 +303,14 @@ def as_changes(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--set {name.strip()}: given twice")
         found[name.strip()] = value.strip()
     return found
+
+
+def show_config(request: Request) -> None:
+    """The resolved cells and every field of their recipes, as JSON; nothing is run."""
+    from .recipe import as_dict
+
+    device = resolve_device(request.device)
+    planned, missing = select(request, device)
+    if not planned:
+        raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in missing))
+    print(json.dumps([{"cell": p.cell.as_record(), "recipe": as_dict(p.recipe)} for p in planned], indent=1))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UsageError
 from .options import (
     check_names,
     data_option,
@@ -21,6 +23,11 @@ from .options import (
     threads_option,
 )
 
+if TYPE_CHECKING:
+    from ..executor import Executor
+    from ..study import Study
+
+ENGINES = ("slurm", "local")
 DEFAULT_METHOD = "linf_dist"  # the suite's own; a newcomer's first command needs no choice
 
 
@@ -62,6 +69,23 @@ DEFAULT_METHOD = "linf_dist"  # the suite's own; a newcomer's first command need
 @offline_option
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Cells at a time [default: one per GPU, or one].")
 @threads_option
+@click.option("--study", metavar="FILE", help="The cells of a study file (TOML) instead of selectors.")
+@click.option("--shard", metavar="I/N", help="Only every N-th cell of the plan, from the I-th on.")
+@click.option(
+    "--executor",
+    type=click.Choice(ENGINES),
+    help="Hand the cells to Slurm, or to its stand-in on this machine, through submitit.",
+)
+@click.option(
+    "--cells-per-job", type=click.IntRange(1), default=1, show_default=True, help="With --executor: cells of one job."
+)
+@click.option(
+    "--job",
+    "job_pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="With --executor: slurm_partition=gpu, ...; repeatable.",
+)
 @click.option("--save-every", default="60s", show_default=True, metavar="SPAN", help="Between saved states.")
 @click.option("--quiet", "-q", is_flag=True, help="No plan, no progress.")
 @json_option
@@ -74,6 +98,11 @@ def run(
     save_every: str,
     show_config: bool,
     seeds: tuple[int, ...],
+    study: str | None,
+    shard: str | None,
+    executor: str | None,
+    cells_per_job: int,
+    job_pairs: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train, certify and attack; leave records.
@@ -95,11 +124,34 @@ def run(
         changes=planning.as_changes(pairs),
         time_limit_s=limit,
         save_every_s=parse_span(save_every),
+        study=_study(study, methods, datasets, pairs, seeds, options["eps"], options["presets"]),
+        shard=planning.Shard.parse(shard) if shard else None,
+        executor=_executor(executor, cells_per_job, options["jobs"], job_pairs),
         **options,
     )
-    check_names(datasets)
+    check_names([name for entry in request.selections for name in entry.datasets])
     if show_config:
         planning.show_config(request)
         return
     ask = functools.partial(click.confirm, err=True) if sys.stdin.isatty() and sys.stderr.isatty() else None
     sys.exit(planning.execute(request, plugins=plugin_files(), say=say, ask=ask))
+
+
+def _study(path: str | None, *selectors: tuple[Any, ...]) -> Study | None:
+    if path is None:
+        return None
+    if any(selectors):
+        raise UsageError("--study names the cells; it goes with none of -m, -d, --eps, --preset, --seed and --set")
+    from .. import study
+
+    return study.read(Path(path))
+
+
+def _executor(engine: str | None, cells_per_job: int, jobs: int | None, pairs: tuple[str, ...]) -> Executor | None:
+    if engine is None:
+        if pairs or cells_per_job != 1:
+            raise UsageError("--job and --cells-per-job go with --executor slurm|local")
+        return None
+    from .. import executor
+
+    return executor.Executor(engine, cells_per_job, jobs, executor.settings_of(pairs))

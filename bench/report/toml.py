@@ -15,3 +15,8 @@ def read(file: Path, parse_float: Callable[[str], Any] = float) -> dict[str, Any
     """The content of a file; raises OSError or ValueError."""
     with file.open("rb") as handle:
         return dict(_parser.load(handle, parse_float=parse_float))
+
+
+def loads(text: str) -> dict[str, Any]:
+    """The content of a text; raises ValueError."""
+    return dict(_parser.loads(text))

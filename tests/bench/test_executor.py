@@ -1,0 +1,66 @@
+"""Cells handed to an engine for other machines, here to its stand-in that runs processes on this one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.cell import plan
+from bench.child import Task
+from bench.errors import UsageError
+from bench.executor import Executor, settings_of
+from bench.options import Options
+
+PLUGIN = Path(__file__).with_name("tiny_method.py")
+
+
+def tasks_in(folder, fates):
+    registry.add_file(PLUGIN)
+    options = Options(results=str(folder / "results"), runs_dir=str(folder / "runs"))
+    return [
+        Task(plan(["tiny"], ["synthetic"], changes=changes)[0][0].cell, options, name, (str(PLUGIN),))
+        for name, changes in fates.items()
+    ]
+
+
+def run(executor, tasks, **more):
+    said, seen = [], []
+    outcomes, cut = executor.run(tasks, 1, device="cpu", on_outcome=seen.append, say=said.append, **more)
+    assert sorted(map(id, seen)) == sorted(map(id, outcomes)) and not cut
+    return outcomes, said
+
+
+def test_a_missing_engine_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=r"pip install 'certbench\[slurm\]'"):
+        run(Executor("local"), tasks_in(tmp_path, {"good": {"epochs": "1"}}))
+
+
+def test_a_machine_without_slurm_says_so_in_one_line(tmp_path):
+    pytest.importorskip("submitit", reason="the extra [slurm] is not installed")
+    with pytest.raises(UsageError, match=r"--executor slurm: .*srun") as error:
+        run(Executor("slurm"), tasks_in(tmp_path, {"good": {"epochs": "1"}}))
+    assert "\n" not in str(error.value)
+
+
+def test_cells_of_jobs_end_as_they_do_here(tmp_path):
+    """Two jobs: one cell finishes, one diverges in the same job, one kills its process in the other."""
+    pytest.importorskip("submitit", reason="the extra [slurm] is not installed")
+    fates = {"good": {"epochs": "1"}, "nan": {"nan_at": "3"}, "crash": {"crash_at": "2"}}
+    outcomes, said = run(Executor("local", cells_per_job=2), tasks_in(tmp_path, fates))
+    assert [o.code for o in outcomes] == [0, 3, 1]
+    assert outcomes[0].record is not None and outcomes[0].record.clean > 0
+    assert "SIGABRT" in outcomes[2].message
+    assert said[0].startswith("3 cells in 2 local jobs")
+
+
+def test_nothing_to_do_needs_no_engine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert run(Executor("slurm"), [])[0] == []
+
+
+def test_settings_are_passed_on_with_numbers_as_numbers():
+    assert settings_of(["slurm_partition=gpu", "gpus_per_node=1"]) == {"slurm_partition": "gpu", "gpus_per_node": 1}
+    with pytest.raises(UsageError, match="--job gpu: write --job KEY=VALUE"):
+        settings_of(["gpu"])

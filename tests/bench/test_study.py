@@ -1,0 +1,135 @@
+"""Study files: what an entry means, and that a mistake is one line that names it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench import planning, registry, study
+from bench.cli import main
+from bench.errors import UsageError
+
+PLUGIN = Path(__file__).with_name("tiny_method.py")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "study.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def labels(path, **more):
+    registry.add_file(PLUGIN)
+    request = planning.Request(study=study.read(path), **more)
+    return [p.cell.label for p in planning.select(request, "cpu")[0]]
+
+
+def test_entries_multiply_their_selectors_and_keep_the_order_of_the_file(write):
+    path = write(
+        """
+        title = "two sets"
+        [[cells]]
+        method = "tiny"
+        dataset = ["synthetic", "digits"]
+        seed = [1, 0]
+        [[cells]]
+        method = ["tiny"]
+        dataset = "cifar10"
+        eps = "8/255"
+        preset = "quick"
+        set = { lr = 0.01, epochs = 3 }
+        """
+    )
+    assert labels(path) == [
+        "tiny synthetic 0.1 quick s1",
+        "tiny synthetic 0.1 quick s0",
+        "tiny digits 0.1 quick s1",
+        "tiny digits 0.1 quick s0",
+        "tiny cifar10 8/255 quick s0 epochs=3 lr=0.01",
+    ]
+
+
+def test_a_cell_named_twice_runs_once(write):
+    entry = '[[cells]]\nmethod = "tiny"\ndataset = "synthetic"\n'
+    assert labels(write(entry + entry)) == ["tiny synthetic 0.1 quick s0"]
+
+
+def test_all_means_every_method_with_such_a_recipe_and_reports_no_gaps(write):
+    registry.add_file(PLUGIN)
+    path = write('[[cells]]\nmethod = "all"\ndataset = "digits"\npreset = "quick"\n')
+    planned, missing = planning.select(planning.Request(study=study.read(path)), "cpu")
+    assert {"tiny", "linf_dist", "ibp"} <= {p.cell.method for p in planned}
+    assert missing == []
+
+
+def test_shards_share_the_cells_out(write):
+    path = write('[[cells]]\nmethod = "tiny"\ndataset = "synthetic"\nseed = [0, 1, 2, 3, 4]\n')
+    whole = labels(path)
+    shares = [labels(path, shard=planning.Shard.parse(f"{k}/3")) for k in (1, 2, 3)]
+    assert sorted(label for share in shares for label in share) == sorted(whole) and max(map(len, shares)) == 2
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
+def test_a_wrong_shard_is_refused(text):
+    with pytest.raises(UsageError, match="--shard"):
+        planning.Shard.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title = ", "study.toml"),
+        ("title = 'x'", "no [[cells]]"),
+        ("cells = []", "no [[cells]]"),
+        ("[[cells]]\ndataset = 'digits'", "entry 1: method is missing"),
+        ("[[cells]]\nmethod = 'tiny'\nmethods = 'tiny'", "entry 1: unknown key 'methods'"),
+        ("[[cells]]\nmethod = 'tiny'\neps = 0.1", "entry 1: eps must be a text"),
+        ("[[cells]]\nmethod = 'tiny'\n[[cells]]\nmethod = 'tiny'\nseed = -1", "entry 2: seed"),
+        ("[[cells]]\nmethod = 'tiny'\nseed = true", "entry 1: seed"),
+        ("[[cells]]\nmethod = 'tiny'\npreset = 'huge'", "entry 1: preset 'huge'"),
+        ("[[cells]]\nmethod = 'tiny'\nset = { lr = { a = 1 } }", "set.lr"),
+        ("colour = 'red'\n[[cells]]\nmethod = 'tiny'", "unknown key 'colour'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_entry(write, text, said):
+    with pytest.raises(UsageError) as error:
+        study.read(write(text))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match="nowhere"):
+        study.read(tmp_path / "nowhere.toml")
+
+
+def test_a_study_goes_with_no_selectors(write):
+    path = write('[[cells]]\nmethod = "tiny"\n')
+    done = CliRunner().invoke(main, ["run", "--study", str(path), "-m", "tiny"])
+    assert done.exit_code == 2 and "--study names the cells" in done.output
+
+
+def test_the_command_runs_a_study(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = write('[[cells]]\nmethod = "tiny"\ndataset = "synthetic"\nseed = [0, 1]\nset = { epochs = 1 }\n')
+    done = CliRunner().invoke(
+        main,
+        ["run", "--study", str(path), "--plugin", str(PLUGIN), "--results", str(tmp_path / "results"),
+         "--runs-dir", str(tmp_path / "runs"), "--threads", "1", "--quiet", "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert [row["seed"] for row in json.loads(done.stdout)] == [0, 1]
+
+
+def test_committed_studies_can_be_read():
+    """Each names only methods, data sets and recipes that exist."""
+    folder = Path(__file__).parents[2] / "results" / "studies"
+    files = sorted(folder.glob("*.toml"))
+    assert files
+    for path in files:
+        planned, missing = planning.select(planning.Request(study=study.read(path)), "cpu")
+        assert planned and not missing, (path.name, missing)
