@@ -18,7 +18,6 @@ from .progress import Progress, duration
 from .timing import Timer
 
 ROUNDS = 3  # each method is timed in each, so that a busy minute of the machine hits all of them
-EVAL_IMAGES = 256
 YARDSTICK = "ibp"  # whose epochs the others are told in, as in the ICML 2021 paper's Table 4; else the first method's
 COLUMNS = (
     "method",
@@ -72,8 +71,8 @@ def timetable(
 def _row(name: str, timer: Timer) -> dict[str, Any]:
     timing = timer.result(0)
     levels = timer.spec.levels
-    images = (timer.x[:EVAL_IMAGES] * (levels - 1)).round().to(torch.uint8)
-    split = Split(images, timer.y[:EVAL_IMAGES], torch.arange(len(images), device=images.device), levels)
+    images = (timer.x[: timer.batch] * (levels - 1)).round().to(torch.uint8)
+    split = Split(images, timer.y[: timer.batch], torch.arange(len(images), device=images.device), levels)
     cost = measure_cost(timer.method, timer.recipe, timer.net, split, spec=timer.spec, eps=timer.recipe.radius)
     return {
         "method": name,

@@ -22,6 +22,8 @@ from .radius import certified_radius as interval_radius
 from .radius import refine
 from .tape import add_down, contract, pull
 
+MEMORY = 256 << 20  # bytes of one layer's rows in a certificate; some ten such tensors live at a time
+
 
 def crown_ibp_margins(passed: Passed, y: Tensor) -> Tensor:
     """CROWN-IBP lower bounds of f_y - f_j, [B, K], 0 at j = y; differentiable. Needs a tape.
@@ -119,7 +121,28 @@ def certified_radius(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _margins(net: ReluNet, lower: Tensor, upper: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Margin bounds by intervals, and by the better of both per class, [B] float64."""
+    """Margin bounds by intervals, and by the better of both per class, [B] float64; in parts that fit the memory."""
+    count = max(1, MEMORY // (8 * net.head.out_features * widest(net, lower[:1])))
+    parts = [
+        _margins_of(net, *part) for part in zip(lower.split(count), upper.split(count), y.split(count), strict=True)
+    ]
+    interval, better = (torch.cat(column) for column in zip(*parts, strict=True))
+    return interval, better
+
+
+def widest(net: ReluNet, x: Tensor) -> int:
+    """The largest number of activations of any layer on one image, x [1, C, H, W]."""
+    sizes = [x.numel()]
+    handles = [m.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel())) for m in net.modules()]
+    try:
+        net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
+
+
+def _margins_of(net: ReluNet, lower: Tensor, upper: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     reached = reach(net, lower, upper, tape=True)
     interval = reached.class_margins(y)
     better = torch.maximum(interval, _linear_class_margins(reached, y))

@@ -155,3 +155,14 @@ def test_every_recipe_has_a_source_and_builds(name: str) -> None:
         assert made.eps_ramp[1] <= made.epochs, made
         with torch.device("meta"):
             build_net(spec(made.dataset).cropped(made.crop), made)
+
+
+def test_a_batch_in_parts_has_the_bounds_of_the_whole(
+    small_net: Callable[..., ReluNet], images: Callable[..., tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, (x, y) = small_net("conv_small").eval(), images("conv_small", 7)
+    whole = [bound.lower for bound in crown.both_bounds(net, x, y, Eps("0.01"))]
+    monkeypatch.setattr(crown, "MEMORY", 8 * 5 * crown.widest(net, x[:1]) * 3)  # three images at a time
+    parts = [bound.lower for bound in crown.both_bounds(net, x, y, Eps("0.01"))]
+    for a, b in zip(whole, parts, strict=True):
+        assert bool((a - b).abs().max() < 1e-9)
