@@ -14,6 +14,7 @@ from bench import Losses, Recipe, Step, register
 from .linf_dist.method import DistMethod, as_dist_net
 from .linf_dist.objectives import worst_case_cross_entropy
 from .linf_dist.recipes import mlp_recipes
+from .linf_dist.training import logged
 
 
 @register
@@ -26,4 +27,4 @@ class LinfDistMlp(DistMethod):
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         dist_net = as_dist_net(net)
         radius = step.eps_now / dist_net.normalize.scalar_std
-        return worst_case_cross_entropy(dist_net, x, y, radius, step.recipe.kappa)
+        return logged(dist_net, worst_case_cross_entropy(dist_net, x, y, radius, step.recipe.kappa))

@@ -15,7 +15,7 @@ from bench import Losses, Recipe, Step, register
 from .linf_dist.method import DistMethod, as_dist_net, theta
 from .linf_dist.objectives import ramp_cross_entropy
 from .linf_dist.recipes import v2_recipes
-from .linf_dist.training import mix_at
+from .linf_dist.training import logged, mix_at
 
 
 @register
@@ -28,4 +28,5 @@ class LinfDistV2(DistMethod):
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         dist_net = as_dist_net(net)
-        return ramp_cross_entropy(dist_net, x, y, theta(dist_net, step), mix_at(step.recipe, step.epoch_float))
+        weight = mix_at(step.recipe, step.epoch_float)
+        return logged(dist_net, ramp_cross_entropy(dist_net, x, y, theta(dist_net, step), weight))

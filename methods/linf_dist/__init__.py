@@ -15,6 +15,7 @@ from bench import Losses, Recipe, Step, register
 from .method import DistMethod, as_dist_net, theta
 from .objectives import hinge
 from .recipes import v1_recipes
+from .training import logged
 
 
 @register
@@ -26,4 +27,4 @@ class LinfDist(DistMethod):
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         dist_net = as_dist_net(net)
-        return hinge(dist_net, x, y, theta(dist_net, step), step.recipe.mix)
+        return logged(dist_net, hinge(dist_net, x, y, theta(dist_net, step), step.recipe.mix))

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .kernels import dist, interval
+from .kernels import EXPONENTS, MatmulStats, dist, dist_matmul, interval
 
 MOMENTUM = 0.1  # of the running means, both papers' repositories
 
@@ -90,7 +90,33 @@ class Bias(nn.Module):
         return lower + self.bias, upper + self.bias
 
 
-class DistLinear(nn.Module):
+class DistLayer(nn.Module):
+    """What distance layers share: the exponent and the choice of the arithmetic.
+
+    p: infinity unless a schedule has set it; only p = inf in eval mode may be certified.
+    matmul: format of the matrix products, "" for none. They run in training mode only, with gradients on and at the
+    layer's own p; whoever names a p (surrogates of attacks) or evaluates gets direct arithmetic whatever it says.
+    stats: counts the products' flagged pairs since the schedule last set it.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = math.inf
+        self.matmul = ""
+        self.stats = MatmulStats()
+
+    def between(self, rows: Tensor, p: float | None) -> Tensor:
+        """Distances of rows [B, I] to the layer's weights, [B, O]."""
+        if p is not None:
+            return dist(rows, self.weight, p)
+        if self.matmul and self.training and torch.is_grad_enabled() and self.p in EXPONENTS:
+            return dist_matmul(rows, self.weight, self.p, format=self.matmul, stats=self.stats)
+        return dist(rows, self.weight, self.p)
+
+
+class DistLinear(DistLayer):
     """out[b, o] = ||x[b] - w[o]||_p, then an offset: mean shift in hidden layers, a bias in the last.
 
     Args:
@@ -98,13 +124,10 @@ class DistLinear(nn.Module):
         last: True for the last distance layer of a net without a head (bias instead of mean shift).
         identity: if > 0 and n_in <= n_out, weight [o, o mod n_in] starts at -identity and the layer copies its input
             (arXiv 2110.06850; repositories use 10). Everything else is N(0, 1).
-
-    `p` is infinity unless a schedule has set it; only p = inf in eval mode may be certified.
     """
 
     def __init__(self, n_in: int, n_out: int, *, last: bool = False, identity: float = 0.0) -> None:
         super().__init__()
-        self.p = math.inf
         self.weight = nn.Parameter(torch.randn(n_out, n_in))
         if identity > 0 and n_in <= n_out:
             rows = torch.arange(n_out)
@@ -114,7 +137,7 @@ class DistLinear(nn.Module):
 
     def distances(self, x: Tensor, p: float | None = None) -> Tensor:
         """[B, I] -> [B, O] before the offset."""
-        return dist(x, self.weight, self.p if p is None else p)
+        return self.between(x, p)
 
     def forward(self, x: Tensor, p: float | None = None) -> Tensor:
         return self.offset(self.distances(x, p))
@@ -128,7 +151,7 @@ class DistLinear(nn.Module):
         return output.shape[0] * self.weight.numel()
 
 
-class DistConv2d(nn.Module):
+class DistConv2d(DistLayer):
     """A distance layer on every k x k patch: [B, C, H, W] -> [B, O, H', W'], then mean shift per channel.
 
     Padding adds the value 0 of the layer's own input space (mean grey in the first layer), in bounds as well: it is a
@@ -139,7 +162,6 @@ class DistConv2d(nn.Module):
         self, c_in: int, c_out: int, *, kernel: int = 3, stride: int = 1, padding: int = 1, identity: float = 0.0
     ) -> None:
         super().__init__()
-        self.p = math.inf
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.weight = nn.Parameter(torch.randn(c_out, c_in * kernel * kernel))
         if identity > 0 and c_in <= c_out:
@@ -162,7 +184,7 @@ class DistConv2d(nn.Module):
     def distances(self, x: Tensor, p: float | None = None) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W'] before the offset."""
         patches, shape = self._patches(x)
-        return self._image(dist(patches, self.weight, self.p if p is None else p), shape)
+        return self._image(self.between(patches, p), shape)
 
     def forward(self, x: Tensor, p: float | None = None) -> Tensor:
         return self.offset(self.distances(x, p))

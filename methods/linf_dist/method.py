@@ -45,6 +45,7 @@ class DistMethod(Method):
 
     def finish(self, net: nn.Module, recipe: DistRecipe, batches: Callable[[], Iterable[Tensor]]) -> None:
         as_dist_net(net).set_p(math.inf)
+        as_dist_net(net).set_matmul("")
         if recipe.estimate_means:
             as_dist_net(net).estimate_means(batches())
 

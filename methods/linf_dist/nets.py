@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench import DataSpec
 
+from .kernels import MatmulStats
 from .layers import MOMENTUM, DistConv2d, DistLinear, MeanShift, Normalize
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class DistNet(nn.Module):
         """Set the exponent of every distance layer."""
         for layer in self.distance_layers():
             layer.p = p
+
+    def set_matmul(self, name: str) -> None:
+        """Train by matrix products in the named format, "" for none, and count flagged pairs from now on."""
+        for layer in self.distance_layers():
+            layer.matmul, layer.stats = name, MatmulStats()
 
     @property
     def is_exact(self) -> bool:

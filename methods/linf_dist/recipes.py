@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from bench import Recipe, bounded
 
+from .kernels import FORMATS
+
 P_GRIDS = ("real", "coarse")
 
 
@@ -21,7 +23,13 @@ class DistRecipe(Recipe):
     p is p_start for p_hold epochs, grows geometrically to p_end until p_inf_from and is infinite from there on.
     `p_jump` leaves out the exponents between p_start and it, the ones that cost most where p <= 12 runs on matrix units
     and p >= 50 on candidate lists; `lambda_ramp` then keeps the cross-entropy of linf_dist_v2 on a clock of its own.
-    Measured: kernels/MATMUL.md.
+
+    `matmul`: guarded matrix products (kernels/matmul.py) in the steps of training where p is 12 or a smaller even
+    number. auto: in bf16x3, on CUDA devices whose kernels have the units, where p_grid is coarse (the papers' schedules
+    stay as they were). A format by name: in that format, on any p_grid, on a CPU by slow emulation, for experiments.
+    off: never. Evaluations, certificates and attacks never use them. The history says which ran: `matmul_FORMAT` is the
+    share of an epoch's images that they served, `flagged_K` the share of all its pairs in layer K that their guard had
+    computed directly. Both options as measured: kernels/MATMUL.md.
     """
 
     widths: tuple[int, ...] = (5120, 5120, 5120, 5120)  # hidden dense distance layers
@@ -34,6 +42,7 @@ class DistRecipe(Recipe):
     p_hold: float = bounded(0.0, 0.0)  # epochs at p_start
     p_inf_from: float = bounded(1.0, 0.0)  # epoch from which p is infinite
     p_grid: str = "real"  # real: the papers' schedule; coarse: rounded to even values that cost less
+    matmul: str = field(default="auto", metadata={"choices": ("auto", "off", *FORMATS), "added": True})
     p_jump: float = bounded(0.0, 0.0, 10000.0, added=True)  # growth starts here after the hold; 0 = at p_start
     scale_lr: float = bounded(0.006, 0.0, 10.0)  # lr of the learnable scale of the cross-entropy
     weight_decay: float = bounded(0.0, 0.0, 1.0)  # l_p decay, ICML 2021

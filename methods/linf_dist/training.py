@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import Step
+from bench import Losses, Step
+from bench.errors import BenchError
 
-from .kernels import coarse_even_p
+from .kernels import EXPONENTS, coarse_even_p, has_units
 from .nets import DistNet
 from .recipes import DistRecipe
 
 BETAS = (0.9, 0.99)
 # At p = 8 the median hidden-weight gradient is about 3e-10 at the start: torch's default 1e-8 would freeze the net.
 ADAM_EPS = 1e-10
+AUTO_FORMAT = "bf16x3"  # the one that ends where direct arithmetic ends on CIFAR-10 too; tf32 flags more and ends lower
 JUMP_FROM = 100  # arXiv 2110.06850's code jumps to infinity only if p has come this far
 
 
@@ -47,10 +49,40 @@ def mix_at(recipe: DistRecipe, epoch_float: float) -> float:
 
 
 def set_schedule(net: DistNet, step: Step) -> dict[str, float]:
-    """Set p for this step; returns it for the log."""
+    """Set p and the arithmetic for this step; returns p for the log."""
     p = p_at(step.recipe, step.epoch_float)
     net.set_p(p)
+    net.set_matmul(matmul_at(step.recipe, p, net.scale))
     return {"p": p}
+
+
+def matmul_at(recipe: DistRecipe, p: float, like: Tensor) -> str:
+    """Format of the matrix products of a step at exponent p on the device of `like`; "" for direct arithmetic.
+
+    Raises:
+        BenchError: the recipe names a format, but this CUDA device has no kernels for it.
+    """
+    if recipe.matmul == "off" or p not in EXPONENTS:
+        return ""
+    if recipe.matmul == "auto":
+        return AUTO_FORMAT if recipe.p_grid == "coarse" and has_units(like) else ""
+    if like.is_cuda and not has_units(like):
+        raise BenchError(f"recipe matmul = {recipe.matmul}: device {like.device} lacks the kernels for matrix products "
+                         "(`bench doctor` says why); --set matmul=off trains without them")
+    return recipe.matmul
+
+
+def logged(net: DistNet, losses: Losses) -> Losses:
+    """The losses with what the matrix products of this step, if any, leave for the log; nothing waits for the device.
+
+    matmul_FORMAT: 1. flagged_K: share of layer K's pairs, counted from 0 at the image, that was computed directly.
+    """
+    ran: dict[str, Tensor | float] = {}
+    for k, layer in enumerate(net.distance_layers()):
+        share = layer.stats.ratio()
+        if share is not None:
+            ran |= {f"matmul_{layer.matmul}": 1.0, f"flagged_{k}": share}
+    return Losses(losses.loss, {**losses.scalars, **ran})
 
 
 def build_optimizer(net: DistNet, recipe: DistRecipe) -> torch.optim.Optimizer:
