@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html as _html
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -10,6 +11,7 @@ from fractions import Fraction
 MINUS, DASH, ARROWS = "\u2212", "\u2013", {"up": "\u2191", "down": "\u2193"}
 _SI = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 _FORMULA = re.compile(r"^[=+\-@\t\r]")  # what spreadsheets would execute
+REMEMBERED = 1 << 16  # escaped words kept: methods, settings and marks repeat in thousands of cells
 _NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -131,6 +133,7 @@ def html(text: str) -> str:
     return _html.escape(printable(text), quote=True)
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def md(text: str) -> str:
     """For a cell of a GitHub table: nothing in it is markup."""
     escaped = re.sub(r"([\\`*{}\[\]<>|~$]|&(?=[\w#]))", r"\\\1", printable(text))
@@ -148,6 +151,7 @@ _TEX = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def tex(text: str) -> str:
     """For LaTeX text mode; characters that pdflatex does not know become a question mark."""
     out = []
@@ -164,5 +168,10 @@ def csv(value: object) -> str:
         return "1" if value else "0"
     if isinstance(value, (int, float)):
         return number(value)
-    text = printable(str(value))
+    return _csv_text(str(value))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _csv_text(value: str) -> str:
+    text = printable(value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
