@@ -18,6 +18,7 @@ from bench import Bound, Eps, Losses, Recipe, Step, bounded, register
 
 from . import box, crown
 from .relu import (
+    QUICK_SOURCE,
     ReluMethod,
     ReluRecipe,
     as_relu_net,
@@ -121,19 +122,22 @@ def _paper() -> Iterator[CrownRecipe]:
 
 # (data set, eps): what differs from the base below.
 _QUICK: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "0.1"): {"arch": "mlp", "epochs": 40, "eps_train": 0.12},
+    ("digits", "0.1"): {
+        "arch": "mlp", "epochs": 150, "batch_size": 64, "lr": 3e-3, "eps_train": 0.11, "eps_ramp": (0.0, 40.0),
+        "source": "ours: tuned on the validation split, n = 144: clean 96.53, certified 83.33, 27 CPU-s",
+    },
     ("synthetic", "0.1"): {"arch": "mlp", "hidden": (64,), "epochs": 8},
     ("mnist", "0.1"): {"epochs": 6, "eps_train": 0.15},
     ("mnist", "0.3"): {"epochs": 6, "eps_train": 0.35},
     ("fashion_mnist", "0.1"): {"epochs": 6, "eps_train": 0.11},
     ("cifar10", "2/255"): {"epochs": 6, "eps_train": 2.2 / 255, "crop_pad": 2, "flip": True},
     ("cifar10", "8/255"): {"epochs": 6, "eps_train": 8.8 / 255, "crop_pad": 2, "flip": True},
-}
+}  # fmt: skip
 
 
 def _quick() -> Iterator[CrownRecipe]:
     base = CrownRecipe(
-        dataset="mnist", eps="0.1", preset="quick", source="ours", arch="conv_small", init="ibp", lr=1e-3,
-        lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
+        dataset="mnist", eps="0.1", preset="quick", source=QUICK_SOURCE, arch="conv_small", init="ibp", lr=1e-3,
+        lr_schedule="cosine", batch_size=128, grad_clip=10.0, kappa_start=0.0,
     )  # fmt: skip
     return quick_recipes(base, _QUICK, ramp=0.4)

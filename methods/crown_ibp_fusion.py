@@ -16,6 +16,7 @@ from bench import Losses, Recipe, Step, register
 
 from . import box, crown
 from .relu import (
+    QUICK_SOURCE,
     ReluMethod,
     ReluRecipe,
     as_relu_net,
@@ -73,18 +74,21 @@ def _paper() -> Iterator[ReluRecipe]:
 
 # (data set, eps): what differs from the base below.
 _QUICK: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "0.1"): {"arch": "mlp", "epochs": 50, "eps_train": 0.12},
+    ("digits", "0.1"): {
+        "arch": "mlp", "epochs": 150, "batch_size": 64, "lr": 3e-3, "eps_train": 0.11,
+        "source": "ours: tuned on the validation split, n = 144: clean 97.92, certified 80.56, 24 CPU-s",
+    },
     ("synthetic", "0.1"): {"arch": "mlp", "hidden": (64,), "epochs": 10},
     ("mnist", "0.1"): {"epochs": 10, "eps_train": 0.15},
     ("mnist", "0.3"): {"epochs": 10, "eps_train": 0.35},
     ("fashion_mnist", "0.1"): {"epochs": 10, "eps_train": 0.11},
     ("cifar10", "8/255"): {"epochs": 10, "eps_train": 8.8 / 255, "crop_pad": 2, "flip": True},
-}
+}  # fmt: skip
 
 
 def _quick() -> Iterator[ReluRecipe]:
     base = ReluRecipe(
-        dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small", init="ibp", lr=1e-3,
-        lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, kappa_start=0.0,
+        dataset="mnist", eps="0.1", preset="quick", source=QUICK_SOURCE, arch="dm_small", init="ibp", lr=1e-3,
+        lr_schedule="cosine", batch_size=128, grad_clip=10.0, kappa_start=0.0,
     )  # fmt: skip
     return quick_recipes(base, _QUICK, ramp=0.4)

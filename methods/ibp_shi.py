@@ -20,6 +20,7 @@ from . import box
 from .box import Passed
 from .nets import Normalize, ReluNet
 from .relu import (
+    QUICK_SOURCE,
     ReluMethod,
     ReluRecipe,
     as_relu_net,
@@ -132,19 +133,25 @@ def _paper() -> Iterator[ShiRecipe]:
 
 # (data set, eps): what differs from the base below.
 _QUICK: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "0.1"): {"arch": "conv_small_bn", "hidden": (64,), "epochs": 40, "eps_train": 0.12, "batch_size": 64},
-    ("synthetic", "0.1"): {"arch": "conv_small_bn", "width": 4, "hidden": (32,), "epochs": 8},
-    ("mnist", "0.1"): {"epochs": 12, "eps_train": 0.15},
-    ("mnist", "0.3"): {"epochs": 16, "eps_train": 0.35},
-    ("fashion_mnist", "0.1"): {"epochs": 14, "eps_train": 0.11},
-    ("cifar10", "2/255"): {"epochs": 14, "eps_train": 2.0 / 255, "crop_pad": 2, "flip": True},
-    ("cifar10", "8/255"): {"epochs": 14, "eps_train": 8.0 / 255, "crop_pad": 2, "flip": True},
-}
+    ("digits", "0.1"): {
+        "hidden": (64,), "epochs": 120, "batch_size": 64, "lr": 2e-3, "eps_train": 0.11,
+        "source": "ours: tuned on the validation split, n = 144: clean 98.61, certified 86.11, 29 CPU-s",
+    },
+    ("synthetic", "0.1"): {"width": 4, "hidden": (32,), "epochs": 8},
+    ("mnist", "0.1"): {
+        "epochs": 10, "eps_train": 0.13,
+        "source": "ours: tuned on the validation split, n = 5000: clean 97.72, certified 95.36, 269 CPU-s",
+    },
+    ("mnist", "0.3"): {"epochs": 13, "eps_train": 0.33, "eps_ramp": (0.0, 6.0)},
+    ("fashion_mnist", "0.1"): {"epochs": 11, "eps_train": 0.11},
+    ("cifar10", "2/255"): {"epochs": 12, "eps_train": 2.0 / 255, "crop_pad": 2, "flip": True},
+    ("cifar10", "8/255"): {"epochs": 12, "eps_train": 8.0 / 255, "crop_pad": 2, "flip": True},
+}  # fmt: skip
 
 
 def _quick() -> Iterator[ShiRecipe]:
     base = ShiRecipe(
-        dataset="mnist", eps="0.1", preset="quick", source="ours", arch="dm_small_bn", init="ibp", lr=2e-3,
-        lr_schedule="step", lr_decay=0.2, batch_size=128, grad_clip=10.0, eps_shape="smoothed",
+        dataset="mnist", eps="0.1", preset="quick", source=QUICK_SOURCE, arch="conv_small_bn", init="ibp",
+        lr=3e-3, lr_schedule="cosine", batch_size=128, grad_clip=10.0, eps_shape="smoothed",
     )  # fmt: skip
-    return quick_recipes(base, _QUICK, ramp=0.5)
+    return quick_recipes(base, _QUICK, ramp=0.4)

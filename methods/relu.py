@@ -37,6 +37,7 @@ N = TypeVar("N", bound=NetRecipe)
 R = TypeVar("R", bound=Recipe)
 Q = TypeVar("Q", bound=ReluRecipe)
 
+QUICK_SOURCE = "ours: settings of the tuned quick recipes, not tuned for this cell"  # where a recipe says no more
 SMOOTH_POWER = 4.0  # of the first part of the smoothed ramp, in every published recipe
 
 

@@ -139,7 +139,7 @@ def test_fusion_ends_in_plain_interval_training(make_step: Made, small_net: Net,
 
 @pytest.mark.parametrize("name", ["crown_ibp", "crown_ibp_fusion"])
 def test_quick_training_certifies_digits(trained: Callable[..., tuple], name: str) -> None:  # type: ignore[type-arg]
-    changes = {"epochs": 20, "eps_ramp": (0.0, 8.0), "lr_milestones": (14.0, 18.0), "hidden": (64, 64), "lr": 3e-3}
+    changes = {"epochs": 20, "eps_ramp": (0.0, 8.0), "lr_hold": 8.0, "hidden": (64, 64), "lr": 3e-3}
     method, made, net, data = trained(name, "digits", "0.1", **changes)
     x, y = data.val.pixels(slice(None)), data.val.labels
     assert float((method.margin_bound(net, x, y, made.radius).lower > 0).double().mean()) > 0.4

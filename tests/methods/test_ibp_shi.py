@@ -90,7 +90,7 @@ def test_regularisers_fade_with_the_ramp_and_end_with_it(
 
 
 def test_quick_training_certifies_most_digits(trained: Callable[..., tuple]) -> None:  # type: ignore[type-arg]
-    changes = {"epochs": 14, "eps_ramp": (0.0, 6.0), "lr_milestones": (10.0, 12.0)}
+    changes = {"epochs": 14, "eps_ramp": (0.0, 6.0), "lr_hold": 6.0}
     method, made, net, data = trained("ibp_shi", "digits", "0.1", **changes)
     x, y = data.val.pixels(slice(None)), data.val.labels
     assert float((method.margin_bound(net, x, y, made.radius).lower > 0).double().mean()) > 0.5
