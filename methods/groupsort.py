@@ -173,7 +173,10 @@ def as_groupsort_net(net: nn.Module) -> GroupSortNet:
 
 # (data set, eps): what differs from the base below. The gap trades clean for certified accuracy.
 _QUICK: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "0.1"): {"widths": (128, 128), "epochs": 60, "gap": 0.2, "lr": 5e-3},
+    ("digits", "0.1"): {
+        "widths": (128, 128), "epochs": 60, "gap": 0.2, "lr": 5e-3,
+        "source": "ours: gaps 0.2, 0.3, 0.4 compared on the validation split, n = 144: clean 90.97, certified 50.69",
+    },
     ("synthetic", "0.1"): {"widths": (64,), "epochs": 10, "gap": 0.2},
     ("mnist", "0.1"): {"gap": 0.2},
     ("mnist", "0.3"): {"gap": 0.4},
@@ -185,7 +188,7 @@ _QUICK: dict[tuple[str, str], dict[str, Any]] = {
 
 def _quick() -> Iterator[GroupSortRecipe]:
     base = GroupSortRecipe(
-        dataset="mnist", eps="0.1", preset="quick", source="ours", epochs=12, batch_size=128, lr=2e-3,
+        dataset="mnist", eps="0.1", preset="quick", source="ours: small and low-Lipschitz, not tuned for this cell", epochs=12, batch_size=128, lr=2e-3,
         widths=(256, 256, 256), optim="adam",
     )  # fmt: skip
     for (dataset, eps), fields in _QUICK.items():
