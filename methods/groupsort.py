@@ -183,12 +183,13 @@ _QUICK: dict[tuple[str, str], dict[str, Any]] = {
     ("fashion_mnist", "0.1"): {"gap": 0.2},
     ("cifar10", "2/255"): {"gap": 0.03, "crop_pad": 2, "flip": True},
     ("cifar10", "8/255"): {"gap": 0.06, "crop_pad": 2, "flip": True},
-}
+}  # fmt: skip
 
 
 def _quick() -> Iterator[GroupSortRecipe]:
     base = GroupSortRecipe(
-        dataset="mnist", eps="0.1", preset="quick", source="ours: small and low-Lipschitz, not tuned for this cell", epochs=12, batch_size=128, lr=2e-3,
+        dataset="mnist", eps="0.1", preset="quick", source="ours: small and low-Lipschitz, not tuned for this cell",
+        epochs=12, batch_size=128, lr=2e-3,
         widths=(256, 256, 256), optim="adam",
     )  # fmt: skip
     for (dataset, eps), fields in _QUICK.items():
