@@ -157,11 +157,12 @@ def test_a_convolution_the_bounds_do_not_know_is_refused(layer: nn.Conv2d) -> No
 
 
 @pytest.mark.slow
-def test_a_step_costs_at_most_three_and_a_half_plain_ones() -> None:
+@pytest.mark.parametrize("arch", ["conv_small", "dm_small", "dm_medium"])
+def test_a_step_costs_at_most_three_and_a_half_plain_ones(arch: str) -> None:
     """Best of several, in CPU time on one thread: forward and backward through bounds against a plain pass."""
     torch.set_num_threads(1)
     data = DataSpec("mnist", 1, 28, 28, 10, (0.13,), (0.31,))
-    recipe = NetRecipe(dataset="mnist", eps="0.1", preset="quick", source="test", arch="dm_small", init="ibp")
+    recipe = NetRecipe(dataset="mnist", eps="0.1", preset="quick", source="test", arch=arch, init="ibp")
     net, x, y = build_net(data, recipe), torch.rand(128, 1, 28, 28), torch.randint(0, 10, (128,))
 
     def plain() -> None:
@@ -175,5 +176,7 @@ def test_a_step_costs_at_most_three_and_a_half_plain_ones() -> None:
         work()
         return time.process_time() - began
 
-    pairs = [(seconds(plain), seconds(bounds)) for _ in range(40)][2:]
-    assert min(b for _, b in pairs) <= 3.5 * min(p for p, _ in pairs)
+    pairs = [(seconds(plain), seconds(bounds)) for _ in range(10 if arch == "dm_medium" else 40)][2:]
+    ratio = min(b for _, b in pairs) / min(p for p, _ in pairs)
+    print(f"{arch}: an interval step costs {ratio:.2f} plain forward-backward passes")
+    assert ratio <= 3.5
