@@ -90,7 +90,10 @@ _QUICK: dict[tuple[str, str], dict[str, Any]] = {
         "source": "ours: tuned on the validation split, n = 144: clean 97.92, certified 81.25, 20 CPU-s",
     },
     ("synthetic", "0.1"): {"arch": "mlp", "hidden": (64,), "epochs": 12},
-    ("mnist", "0.1"): {"epochs": 20, "eps_train": 0.15},
+    ("mnist", "0.1"): {
+        "epochs": 12, "eps_train": 0.12,
+        "source": "ours: tuned on the validation split, n = 5000: clean 97.00, certified 93.98, 272 CPU-s",
+    },
     ("mnist", "0.3"): {"epochs": 20, "eps_train": 0.35},
     ("fashion_mnist", "0.1"): {"epochs": 20, "eps_train": 0.11},
     ("cifar10", "2/255"): {"epochs": 20, "eps_train": 2.2 / 255, "crop_pad": 2, "flip": True},
