@@ -36,7 +36,8 @@ class AttackConfig:
     in the ball. step_rel: first step as a fraction of eps, decaying harmonically. surrogates: how many of
     `method.attack_models` are used, in the method's order. paper_steps: of the attack the l_inf-dist papers report,
     run before the others so that its own column can be read off; 0 leaves it out. attack_certified: also attack what
-    is certified, which can only expose a wrong certificate; without it the record says so.
+    is certified, which can only expose a wrong certificate; without it the record says so. autoattack: AutoAttack
+    (`bench/autoattack.py`) on what is left after all of these.
     """
 
     steps: int = 20
@@ -47,12 +48,15 @@ class AttackConfig:
     surrogate_restarts: int = 1
     paper_steps: int = 0
     attack_certified: bool = True
+    autoattack: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "surrogates", "surrogate_steps", "surrogate_restarts", "paper_steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= 100_000:
                 raise ValueError(f"attack {name} = {value!r} must be a whole number from 0 to 100000")
+        if not isinstance(self.autoattack, bool):
+            raise ValueError(f"attack autoattack = {self.autoattack!r} must be True or False")
         if not 0 < self.step_rel <= 2:
             raise ValueError(f"attack step_rel = {self.step_rel!r} must lie in (0, 2]; it is a fraction of eps")
 
@@ -93,6 +97,10 @@ class Attack:
             "surrogate": surrogate,
             "seed": seed,
         }
+
+    def against(self, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, index: Tensor, seed: int) -> Outcome:
+        """`run` of this attack."""
+        return run(self, net, x, y, ball, index=index, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def run(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, ind
     reach = torch.as_tensor(ball.reach, dtype=torch.float32, device=x.device).expand(len(x), 1, 1, 1)
     fight = _Fight(x, y)
     if bool((ball.upper > ball.lower).any()):
-        with _weights_frozen(net, attack.guide):
+        with weights_frozen(net, attack.guide):
             for restart in range(attack.restarts):
                 if restart and not fight.standing():
                     break
@@ -171,7 +179,7 @@ def run(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, ind
                 _restart(attack, net, fight, noise, ball, reach, from_image=restart == 0 and not attack.paper)
     adversarial = fight.adversarial
     assert bool(((adversarial >= ball.lower) & (adversarial <= ball.upper)).all()), f"{attack.name} left the ball"
-    return Outcome(_judge(net, adversarial, y, fight.broken), adversarial, fight.zero_share())
+    return Outcome(judged(net, adversarial, y, fight.broken), adversarial, fight.zero_share())
 
 
 # --- one restart ------------------------------------------------------------------------------------------------------
@@ -266,7 +274,7 @@ def _objective(attack: Attack, logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y).sum()
 
 
-def _judge(net: nn.Module, points: Tensor, y: Tensor, claimed: Tensor) -> Tensor:
+def judged(net: nn.Module, points: Tensor, y: Tensor, claimed: Tensor) -> Tensor:
     """The verdict: which claimed points the deployed net, in a plain forward pass, does not call y."""
     broken = torch.zeros_like(claimed)
     rows = claimed.nonzero()[:, 0]
@@ -281,7 +289,7 @@ def _per_example(flag: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def _weights_frozen(*nets: nn.Module | None) -> Iterator[None]:
+def weights_frozen(*nets: nn.Module | None) -> Iterator[None]:
     """No gradients for weights: an attack needs those of the image only, and a hand-written backward pass that is
     asked for both computes both."""
     learnt = [p for net in nets if net is not None for p in net.parameters() if p.requires_grad]

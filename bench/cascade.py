@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from . import attack as attacking
+from . import autoattack
 from .attack import Attack, AttackConfig
 from .chunks import Chunks
-from .contract import Method
+from .contract import DataSpec, Method
 from .eps import Eps
 from .exact import EvalState
 from .guards import Violation, write_bundle
 from .threat import inner_box
+
+AnyAttack = Attack | autoattack.Part
 
 MASKED = 0.1  # share of zero input gradients from which the record speaks of gradient masking
 
@@ -76,9 +79,9 @@ def batch(split: Images, recipe: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
 class Cascade:
     """Attacks on a split; arrays are [N] in the split's order.
 
-    certificates: the headline first. levels: of the pixel grid. Afterwards `survived` holds, per attack, what it did
-    not break, `broken` their union, `contradicted` whose headline certificate is refuted, `lines` the record's
-    attack entries and `notes` what a reader must know.
+    certificates: the headline first. spec: its `levels` are the pixel grid. Afterwards `survived` holds, per attack,
+    what it did not break, `broken` their union, `contradicted` whose headline certificate is refuted, `lines` the
+    record's attack entries and `notes` what a reader must know.
     """
 
     method: Method
@@ -87,7 +90,7 @@ class Cascade:
     split: Images
     certificates: list[Certificate]
     eps: Eps
-    levels: int
+    spec: DataSpec
     seed: int
     state: EvalState
     chunks: Chunks
@@ -110,11 +113,14 @@ class Cascade:
         if not config.attack_certified:
             self.notes.append(f"{int((targets & certified).sum())} certified examples were not attacked")
             targets = targets & ~certified
-        for attack in attacking.suite(config, self.method, self.net):
+        attacks: list[AnyAttack] = [*attacking.suite(config, self.method, self.net)]
+        if config.autoattack:
+            attacks += autoattack.parts(self.spec.classes)
+        for attack in attacks:
             self._run_one(attack, targets & ~self.broken)
             self.state.check()
 
-    def _run_one(self, attack: Attack, targets: np.ndarray) -> None:
+    def _run_one(self, attack: AnyAttack, targets: np.ndarray) -> None:
         survived = np.ones(len(self.split), bool)
         rows = torch.from_numpy(np.flatnonzero(targets)).to(self.split.labels.device)
         self.progress.phase(f"attack {attack.name}", len(rows))
@@ -123,8 +129,8 @@ class Cascade:
         def work(part: Tensor) -> None:
             nonlocal done, zero
             x, y = batch(self.split, self.recipe, part)
-            ball = attacking.Ball(*inner_box(x, self.eps, self.levels), float(self.eps))
-            result = attacking.run(attack, self.net, x, y, ball, index=self.split.index[part], seed=self.seed)
+            ball = attacking.Ball(*inner_box(x, self.eps, self.spec.levels), float(self.eps))
+            result = attack.against(self.net, x, y, ball, index=self.split.index[part], seed=self.seed)
             fallen = result.broken.nonzero()[:, 0]
             at = part[fallen].cpu().numpy()
             self._confront(at, x[fallen], result.adversarial[fallen], attack)
@@ -139,10 +145,14 @@ class Cascade:
         if len(rows) and zero / len(rows) > MASKED:
             share = 100 * zero / len(rows)
             self.notes.append(f"{attack.name}: {share:.0f} % of input gradients were zero: gradient masking?")
+        if isinstance(attack, autoattack.Part):
+            attack.concluded(int((~survived).sum()), len(self.split))
+            for flag, times in attack.flags.items():
+                self.notes.append(f"{attack.name} warns: {flag} ({times}); the robust accuracy may be too high")
         counts = {"n_attacked": len(rows), "n_broken": int((~survived).sum())}
         self.lines.append(attack.settings(self.seed) | counts | {"seconds": round(time.perf_counter() - began, 3)})
 
-    def _confront(self, at: np.ndarray, x: Tensor, adversarial: Tensor, attack: Attack) -> None:
+    def _confront(self, at: np.ndarray, x: Tensor, adversarial: Tensor, attack: AnyAttack) -> None:
         """Hold broken examples (rows `at` of the split) against every certificate."""
         self.contradicted[at] |= self.certificates[0].lower[at] > 0
         for certificate in self.certificates:
@@ -161,7 +171,7 @@ class Cascade:
             )
 
     def _bundle(
-        self, index: int, certificate: Certificate, bound: float, x: Tensor, adversarial: Tensor, attack: Attack
+        self, index: int, certificate: Certificate, bound: float, x: Tensor, adversarial: Tensor, attack: AnyAttack
     ) -> str:
         """Write the evidence, if there is a folder for it; returns what to add to the message."""
         if self.bundle_dir is None:

@@ -23,7 +23,7 @@ OPTIONAL = {  # module -> (distribution, what it is for, how to get it)
     "torchvision": ("torchvision", "downloads of data sets", "pip install torchvision (the version that fits torch)"),
     "auto_LiRPA": ("auto_LiRPA", "CROWN certificates", "pip install --no-deps auto-LiRPA==0.3"),
     "sklearn": ("scikit-learn", "a cross-check of the digits", "pip install scikit-learn"),
-    "pyautoattack": ("pyautoattack", "AutoAttack", "pip install pyautoattack"),
+    "pyautoattack": ("pyautoattack", "AutoAttack", "pip install pyautoattack==0.2.0"),
     "submitit": ("submitit", "Slurm", "pip install submitit"),
 }
 LOW_DISK_BYTES = 2_000_000_000  # states of a paper's net

@@ -84,7 +84,7 @@ def evaluate(
             split,
             job.certificates,
             eps,
-            spec.levels,
+            spec,
             seed,
             state,
             chunks,

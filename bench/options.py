@@ -9,7 +9,7 @@ from .state import SAVE_EVERY_S
 
 @dataclass(frozen=True)
 class Options:
-    """How and where a cell runs; none of it changes what the cell is."""
+    """How and where a cell runs; none of it changes what the cell is, only how hard its net is attacked."""
 
     device: str = "cpu"  # "cpu" or "cuda:N"
     threads: int = 1
@@ -19,3 +19,4 @@ class Options:
     offline: bool = False
     fresh: bool = False
     save_every_s: float = SAVE_EVERY_S
+    autoattack: bool = False  # AutoAttack too; a record without it is evaluated again

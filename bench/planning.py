@@ -67,6 +67,7 @@ class Request:
     jobs: int | None = None
     threads: int | None = None
     save_every_s: float = Options.save_every_s
+    autoattack: bool = False
     quiet: bool = False
     as_json: bool = False
     study: Study | None = None
@@ -179,6 +180,10 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     """
     from .run import finished, progress_of
 
+    if request.autoattack:
+        from .autoattack import require
+
+        require()  # now, not after hours of training
     device = resolve_device(request.device)
     planned, missing = select(request, device)
     runs_dir = Path(request.runs_dir) if request.runs_dir else cache_home() / "runs"
@@ -189,7 +194,7 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     for one in planned:
         if request.fresh:
             continue
-        if record := finished(one.cell, request.results_dir, runs_dir):
+        if record := finished(one.cell, request.results_dir, runs_dir, autoattack=request.autoattack):
             made.done[one.cell.id] = record
         elif (share := progress_of(one.cell, runs_dir)) is not None:
             made.begun[one.cell.id] = share
@@ -267,6 +272,7 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
         offline=request.offline,
         fresh=request.fresh,
         save_every_s=request.save_every_s,
+        autoattack=request.autoattack,
     )
     tasks = [Task(p.cell, options, p.cell.label, tuple(plugins), request.time_limit_s) for p in plan.open]
     board = Board(len(tasks), many=len(plan.slots) > 1, quiet=request.quiet)

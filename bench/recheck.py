@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import certification
+from . import autoattack, certification
 from .attack import AttackConfig
 from .certification import OUTCOMES, Certification
 from .data import Split, load
@@ -21,6 +21,7 @@ from .evaluate import Evaluation, evaluate
 from .posthoc import certify_with
 from .progress import Progress
 from .record import Record
+from .seeding import seed_of
 from .trained import WEIGHTS, Trained, of_record
 from .verify import Finding, verify_record, verify_run
 
@@ -67,13 +68,26 @@ def verify(record: Record, again: Again, *, level: int, progress: Progress) -> l
     )
 
 
-def attack(record: Record, again: Again, config: AttackConfig, *, seed: int, progress: Progress) -> Evaluation:
-    """The record's net under another attack.
+def attack(
+    record: Record,
+    again: Again,
+    config: AttackConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    examples: int | None = None,
+) -> Evaluation:
+    """The record's net under another attack, on the whole split or on a seeded sample of `examples` of it.
 
     Raises:
         Violation: it broke a class D or F32 certificate; the evidence is in the run's folder.
     """
+    if config.autoattack:
+        autoattack.require()
     trained, split = again.open(record)
+    if examples is not None and examples < len(split):
+        order = np.random.default_rng(seed_of(seed, "attack", "examples")).permutation(len(split))
+        split = split.subset(torch.from_numpy(np.sort(order[:examples])).to(split.labels.device))
     return evaluate(
         trained.method,
         trained.recipe,
@@ -89,18 +103,24 @@ def attack(record: Record, again: Again, config: AttackConfig, *, seed: int, pro
 
 
 def union(record: Record, found: Evaluation) -> dict[str, Any]:
-    """What is left when the record's attacks and the new ones count together."""
-    before = record.arrays("robust")["robust"]
+    """What is left when the record's attacks and the new ones count together, on the examples of the new ones."""
+    arrays = record.arrays("robust", "certified", "index")
+    place = {int(index): row for row, index in enumerate(arrays["index"])}
+    if not all(int(index) in place for index in found.arrays["index"]):
+        raise BenchError(f"the examples attacked are not those of record {record.short}")
+    rows = np.array([place[int(index)] for index in found.arrays["index"]])
+    before = arrays["robust"][rows]
     both = before & found.arrays["robust"]
-    n = record.n
+    n = len(rows)
     return {
         "n": n,
         "robust_before": 100.0 * int(before.sum()) / n,
         "robust_now": 100.0 * int(found.arrays["robust"].sum()) / n,
         "robust_both": 100.0 * int(both.sum()) / n,
-        "certified": record.certified,
+        "certified": 100.0 * int(arrays["certified"][rows].sum()) / n,
         "newly_broken": int((before & ~np.asarray(found.arrays["robust"])).sum()),
         "attacks": found.summary["attacks"],
+        "notes": found.summary["notes"],
     }
 
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +68,38 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     cell = planned.cell
-    if not options.fresh and (done := finished(cell, Path(options.results), Path(options.runs_dir))):
+    if not options.fresh and (
+        done := finished(cell, Path(options.results), Path(options.runs_dir), autoattack=options.autoattack)
+    ):
         return done
     folder = Path(options.runs_dir) / cell.folder
     with locked(folder):
         return _Run(planned, options, folder, progress, should_stop).execute()
 
 
-def finished(cell: Cell, results: Path, runs_dir: Path) -> Record | None:
-    """The record of a cell in a results folder, if there is a readable one that no --fresh run is about to replace."""
+def finished(cell: Cell, results: Path, runs_dir: Path, *, autoattack: bool = False) -> Record | None:
+    """The record of a cell in a results folder, if there is a readable one that no --fresh run is about to replace.
+
+    With `autoattack` one whose net was not attacked by it does not count.
+    """
     folder = results / records.folder_name(cell.as_record())
     if not (folder / records.FILE).is_file() or (runs_dir / cell.folder / RESTARTED).exists():
         return None
     try:
-        return records.read(folder)
+        found = records.read(folder)
     except records.RecordError:
         return None  # `bench report` and `bench list runs` show it in red; running again replaces it
+    return found if not autoattack or _has_autoattack(found.data["evaluation"]) else None
 
 
-def attack_budget(preset: str) -> AttackConfig:
+def _has_autoattack(evaluation: dict[str, Any]) -> bool:
+    return {a["name"] for a in evaluation["attacks"]} >= {"aa_apgd_ce", "aa_square"}
+
+
+def attack_budget(preset: str, autoattack: bool = False) -> AttackConfig:
     """Attacks of an evaluation: by preset, not by machine, because rows of one preset stand in one table."""
-    return AttackConfig.thorough() if preset == "paper" else AttackConfig()
+    budget = AttackConfig.thorough() if preset == "paper" else AttackConfig()
+    return replace(budget, autoattack=autoattack)
 
 
 def progress_of(cell: Cell, runs_dir: Path) -> float | None:
@@ -209,7 +221,9 @@ class _Run:
         """The evaluation and costs: read from the run's folder, or measured now and written there."""
         weights = weights_sha256(trained.net)
         kept = _read_json(self.folder / EVALUATION)
-        if kept is not None and kept.get("weights_sha256") == weights and (self.folder / ARRAYS).exists():
+        if kept is not None and (kept.get("weights_sha256") != weights or not (self.folder / ARRAYS).exists()):
+            kept = None
+        if kept is not None and (not self.options.autoattack or _has_autoattack(kept["evaluation"])):
             return kept
         if self.should_stop():
             raise Interrupted(f"stopped before the evaluation; {RESUMED_ADVICE}")
@@ -224,7 +238,7 @@ class _Run:
             spec=self.spec,
             eps=Eps(self.cell.eps),
             seed=self.cell.seed,
-            attacks=attack_budget(self.cell.preset),
+            attacks=attack_budget(self.cell.preset, self.options.autoattack),
             progress=watched,
             bundle_dir=self.folder,
         )

@@ -104,6 +104,8 @@ def _verified(record: Any, level: int | None, where: dict[str, Any]) -> Any:
 @click.option("--steps", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Gradient steps.")
 @click.option("--restarts", type=click.IntRange(1, 1000), default=3, show_default=True, help="Random restarts.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the starting points.")
+@click.option("--autoattack", is_flag=True, help="Also AutoAttack, standard version (slow; needs pyautoattack).")
+@click.option("--examples", type=click.IntRange(1), metavar="N", help="A seeded sample of the split [default: all].")
 @results_option
 @runs_option
 @device_option
@@ -112,7 +114,17 @@ def _verified(record: Any, level: int | None, where: dict[str, Any]) -> Any:
 @threads_option
 @json_option
 @plugin_option
-def attack(name: str, steps: int, restarts: int, seed: int, results: str, as_json: bool, **where: Any) -> None:
+def attack(
+    name: str,
+    steps: int,
+    restarts: int,
+    seed: int,
+    autoattack: bool,
+    examples: int | None,
+    results: str,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Attack a finished run's net harder than its record did; the union can only be lower."""
     from .. import record
 
@@ -123,11 +135,18 @@ def attack(name: str, steps: int, restarts: int, seed: int, results: str, as_jso
     from ..progress import Progress
 
     config = AttackConfig(
-        steps=steps, restarts=restarts, surrogates=100, surrogate_steps=steps, surrogate_restarts=restarts
+        steps=steps,
+        restarts=restarts,
+        surrogates=100,
+        surrogate_steps=steps,
+        surrogate_restarts=restarts,
+        autoattack=autoattack,
     )
     progress = Progress()
     try:
-        told = recheck.union(found, recheck.attack(found, again, config, seed=seed, progress=progress))
+        told = recheck.union(
+            found, recheck.attack(found, again, config, seed=seed, progress=progress, examples=examples)
+        )
     finally:
         progress.close()
     if as_json:
@@ -136,7 +155,10 @@ def attack(name: str, steps: int, restarts: int, seed: int, results: str, as_jso
     from ..text import columns
 
     click.echo(columns(told["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
+    for note in told["notes"]:
+        click.echo(f"note: {note}")
     click.echo(
+        f"{told['n']} examples; "
         f"robust: {told['robust_before']:.2f} % by the record, {told['robust_now']:.2f} % by these attacks, "
         f"{told['robust_both']:.2f} % by both ({told['newly_broken']} newly broken); "
         f"certified {told['certified']:.2f} %"

@@ -87,6 +87,7 @@ DEFAULT_METHOD = "linf_dist"  # the suite's own; a newcomer's first command need
     help="With --executor: slurm_partition=gpu, ...; repeatable.",
 )
 @click.option("--save-every", default="60s", show_default=True, metavar="SPAN", help="Between saved states.")
+@click.option("--autoattack", is_flag=True, help="Also AutoAttack, standard version (slow; needs pyautoattack).")
 @click.option("--quiet", "-q", is_flag=True, help="No plan, no progress.")
 @json_option
 @plugin_option

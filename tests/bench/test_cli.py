@@ -244,6 +244,22 @@ def test_attack_reports_the_union(folder):
     assert told["robust_both"] <= min(told["robust_before"], told["robust_now"])
 
 
+def test_attack_on_a_sample_counts_the_sample_only(folder):
+    (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    more = ("--steps", 2, "--restarts", 1, "--examples", 5, *at(folder), "--json", "--threads", 1)
+    told = json.loads(call("attack", run["cell"], *more).stdout)
+    assert told["n"] == 5
+    assert all(told[key] % 20 == 0 for key in ("robust_before", "robust_now", "robust_both", "certified"))
+
+
+def test_autoattack_without_its_library_is_one_line_before_anything_is_done(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    for command in (("attack", run["cell"], *at(folder)), ("run", "-m", "linf_dist", *at(folder))):
+        done = call(*command, "--autoattack")
+        assert done.exit_code == 1 and "pip install pyautoattack" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_compare_takes_two_runs(folder):
     (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
     done = call("compare", run["cell"], run["id"][:10], "--results", folder / "results")

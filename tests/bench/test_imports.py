@@ -71,7 +71,7 @@ THIRD_PARTY = {
     "torch", "torchvision", "numpy", "pandas", "matplotlib", "seaborn", "click", "safetensors", "jsonschema", "jinja2",
     "PIL", "tqdm", "packaging", "tomli",
 }  # fmt: skip
-OPTIONAL = {"auto_LiRPA", "triton", "submitit", "autoattack", "sklearn"}  # extras, imported where they are used
+OPTIONAL = {"auto_LiRPA", "triton", "submitit", "pyautoattack", "sklearn"}  # extras, imported where they are used
 
 
 @dataclass(frozen=True)

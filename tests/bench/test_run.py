@@ -104,6 +104,26 @@ def test_an_evaluation_is_not_done_twice(done, tmp_path, monkeypatch):
     assert run(planned, options(tmp_path)).data["evaluation"] == record.data["evaluation"]
 
 
+def test_autoattack_evaluates_a_finished_cell_again_and_trains_nothing(done, tmp_path, monkeypatch):
+    planned, where, _ = done
+    folder = tmp_path / "runs" / planned.cell.folder
+    folder.mkdir(parents=True)
+    for name in (WEIGHTS, EVALUATION, ARRAYS):
+        (folder / name).write_bytes((Path(where.runs_dir) / planned.cell.folder / name).read_bytes())
+    asked = []
+
+    def evaluate(*args, attacks, **more):
+        asked.append(attacks.autoattack)
+        raise BenchError("far enough")
+
+    monkeypatch.setattr(running, "evaluate", evaluate)
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("it trained again"))
+    assert finished(planned.cell, Path(where.results), Path(where.runs_dir), autoattack=True) is None
+    with pytest.raises(BenchError, match="far enough"):
+        run(planned, options(tmp_path, autoattack=True))
+    assert asked == [True]
+
+
 def test_the_evaluation_of_other_weights_is_not_used(done, tmp_path):
     planned, where, record = done
     folder = tmp_path / "runs" / planned.cell.folder

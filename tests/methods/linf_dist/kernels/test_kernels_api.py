@@ -207,6 +207,22 @@ def test_interval_has_the_bits_of_the_formula(shape: tuple[int, int, int]) -> No
         assert torch.equal(got.view(torch.int32), want.view(torch.int32))
 
 
+def test_interval_ends_are_the_smallest_and_largest_distance_of_the_box() -> None:
+    """Brute force over every whole point of small boxes, w inside many of them: neither too wide nor too narrow."""
+    g = torch.Generator().manual_seed(5)
+    for _ in range(60):
+        lower = torch.randint(-3, 3, (1, 3), generator=g)
+        upper = lower + torch.randint(0, 4, (1, 3), generator=g)
+        w = torch.randint(-3, 6, (4, 3), generator=g)
+        ends = zip(lower[0].tolist(), upper[0].tolist(), strict=True)
+        points = torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in ends))
+        all_distances = (points[:, None] - w).abs().amax(2)  # whole numbers: w whole, so the nearest point is
+        least, most = all_distances.amin(0, keepdim=True).float(), all_distances.amax(0, keepdim=True).float()
+        for find in (ref.oracle_interval, interval):
+            lo, hi = find(lower.float(), upper.float(), w.float())
+            assert torch.equal(lo, least) and torch.equal(hi, most)
+
+
 def test_interval_contains_the_distance_and_closes_on_it() -> None:
     """Soundness: no point of the box lies outside; a box of one point gives the distance itself."""
     lower, upper, w = box((40, 77, 30), seed=12)
