@@ -209,18 +209,20 @@ def test_interval_has_the_bits_of_the_formula(shape: tuple[int, int, int]) -> No
 
 def test_interval_ends_are_the_smallest_and_largest_distance_of_the_box() -> None:
     """Brute force over every whole point of small boxes, w inside many of them: neither too wide nor too narrow."""
-    g = torch.Generator().manual_seed(5)
-    for _ in range(60):
-        lower = torch.randint(-3, 3, (1, 3), generator=g)
-        upper = lower + torch.randint(0, 4, (1, 3), generator=g)
-        w = torch.randint(-3, 6, (4, 3), generator=g)
-        ends = zip(lower[0].tolist(), upper[0].tolist(), strict=True)
-        points = torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in ends))
-        all_distances = (points[:, None] - w).abs().amax(2)  # whole numbers: w whole, so the nearest point is
-        least, most = all_distances.amin(0, keepdim=True).float(), all_distances.amax(0, keepdim=True).float()
+    g, strictly_inside = torch.Generator().manual_seed(5), 0
+    for _ in range(100):
+        lower = torch.randint(-3, 3, (1, 2), generator=g)
+        upper = lower + torch.randint(0, 6, (1, 2), generator=g)
+        w = torch.randint(-3, 6, (4, 2), generator=g)
+        spans = zip(lower[0].tolist(), upper[0].tolist(), strict=True)
+        points = torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in spans))
+        distances = (points[:, None] - w).abs().amax(2)  # w is whole, so the nearest point is
+        least, most = distances.amin(0, keepdim=True).float(), distances.amax(0, keepdim=True).float()
+        strictly_inside += int(((w > lower) & (w < upper)).all(1).sum())
         for find in (ref.oracle_interval, interval):
             lo, hi = find(lower.float(), upper.float(), w.float())
             assert torch.equal(lo, least) and torch.equal(hi, most)
+    assert strictly_inside > 20  # where the distance to the box is 0 and a bound below it would be too wide
 
 
 def test_interval_contains_the_distance_and_closes_on_it() -> None:
