@@ -23,7 +23,7 @@ from .progress import Progress
 from .record import Record
 from .seeding import seed_of
 from .trained import WEIGHTS, Trained, of_record
-from .verify import Finding, verify_record, verify_run
+from .verify import EXAMPLES, FULL_POINTS, POINTS, Finding, verify_certified, verify_full, verify_record, verify_run
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,31 @@ class Again:
         return trained, data.test() if record.split == "test" else data.val
 
 
-def verify(record: Record, again: Again, *, level: int, progress: Progress) -> list[Finding]:
-    """Level 0 looks at the record alone, level 1 replays a sample on the weights."""
+def verify(
+    record: Record,
+    again: Again,
+    *,
+    level: int,
+    progress: Progress,
+    examples: int = EXAMPLES,
+    points: int | None = None,
+) -> list[Finding]:
+    """Level 0 looks at the record alone, level 1 replays a sample on the weights, level 2 does everything again.
+
+    examples: replayed, and attacked inside their own radius. points: tried there, of each kind; default by level.
+    """
     found = verify_record(record)
     if level == 0 or not all(f.ok for f in found):
         return found
     trained, split = again.open(record)
-    return found + verify_run(
-        record, trained.method, trained.net, split, spec=trained.spec, recipe=trained.recipe, progress=progress
-    )
+    run = (record, trained.method, trained.net, split)
+    points = points or (FULL_POINTS if level > 1 else POINTS)
+    about: dict[str, Any] = {"spec": trained.spec, "recipe": trained.recipe, "progress": progress}
+    found += verify_run(*run, examples=examples, points=points, **about)
+    if level > 1:
+        found += verify_full(*run, **about)
+        found += verify_certified(*run, examples=examples, **about)
+    return found
 
 
 def attack(

@@ -22,6 +22,8 @@ from .state import weights_sha256
 from .threat import box_float32
 from .verify import RIGOROUS, Finding, counted, said
 
+PER_PASS = 1024  # points in one forward pass
+
 
 @dataclass
 class Replay:
@@ -45,17 +47,11 @@ class Replay:
         if not all(f.ok for f in found):
             return found  # another net or other images: the rest would only repeat it
         with exact_eval(self.net) as state:
-            found += self._replay(self._sample(np.ones(self.record.n, bool), examples))
-            rows = self._sample(self.arrays["radius"] > 0, examples)
+            found += self._replay(sample(np.ones(self.record.n, bool), examples, self.seed))
+            rows = sample(self.arrays["radius"] > 0, examples, self.seed)
             if len(rows):
                 found += self._own_radius(rows, points, attacks or replace(AttackConfig(), restarts=2))
         return found + [said("switches now", reason) for reason in state.downgrade]
-
-    def _sample(self, among: np.ndarray, count: int) -> np.ndarray:
-        """Rows [<= count] of the split, a seeded choice, in ascending order."""
-        rows = np.flatnonzero(among)
-        order = np.random.default_rng(seed_of(self.seed, "verify", len(rows))).permutation(len(rows))
-        return np.sort(rows[order[:count]])
 
     def _weights(self) -> Finding:
         same = weights_sha256(self.net) == self.record.data["weights_sha256"]
@@ -134,15 +130,17 @@ class Replay:
         identity = torch.from_numpy(self.arrays["index"][rows].astype(np.int64)).to(x.device)
         self.progress.phase("points in own radius", points)
         flips = {"uniform point": np.zeros(len(rows), np.int64), "vertex": np.zeros(len(rows), np.int64)}
-        worst = np.full(len(rows), np.inf)
-        for k in range(points):
-            noise = uniform_noise(identity, x[0].numel(), seed_of(self.seed, "verify", k)).reshape(x.shape)
+        at_once = max(1, PER_PASS // len(rows))
+        for first in range(0, points, at_once):
+            many = range(first, min(first + at_once, points))
+            noise = torch.stack(
+                [uniform_noise(identity, x[0].numel(), seed_of(self.seed, "verify", k)) for k in many]
+            ).reshape(len(many), *x.shape)
             somewhere = torch.minimum(torch.maximum(lower + noise * (upper - lower), lower), upper)
             for kind, point in (("uniform point", somewhere), ("vertex", torch.where(noise < 0.5, lower, upper))):
-                gap = margin(self.net(point), y).cpu().numpy()
-                flips[kind] += ~(gap > 0)
-                worst = np.minimum(worst, gap)
-            self.progress.update(k + 1)
+                gap = margin(self.net(point.flatten(0, 1)), y.repeat(len(many))).reshape(len(many), -1)
+                flips[kind] += (~(gap > 0)).sum(dim=0).cpu().numpy()
+            self.progress.update(many[-1] + 1)
         found = [self._fired(kind, len(rows) * points, flipped, rows) for kind, flipped in flips.items()]
         ball = Ball(lower, upper, radius.reshape(-1, 1, 1, 1))
         for attack in attacking.suite(config, self.method, self.net):
@@ -159,6 +157,13 @@ class Replay:
         meaning = "the certificate is unsound" if cls in RIGOROUS else "class R does not cover rounding"
         first = int(self.arrays["index"][rows[flipped > 0][0]])
         return Finding(f"{kind} in own radius", tried, n, f"class {cls} broken, first at index {first}: {meaning}")
+
+
+def sample(among: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Rows [<= count] of those marked in `among` [N] bool, a seeded choice, in ascending order."""
+    rows = np.flatnonzero(among)
+    order = np.random.default_rng(seed_of(seed, "verify", len(rows))).permutation(len(rows))
+    return np.sort(rows[order[:count]])
 
 
 def inside(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""`bench verify`: does a record hold together (level 0), and does its net still do what the record says (level 1)?
+"""`bench verify`: does a record hold together (level 0), and does its net still do what the record says (1, 2)?
 
 Level 0 needs the record only, no torch. Level 1 needs the weights: it replays a sample of examples and then tries to
-break certified ones inside their own radius, where a certificate claims most. A tie counts as broken. Whatever it
-does not find is no proof; what it finds is. (trust.md 2.6, P2)
+break certified ones inside their own radius, where a certificate claims most. Level 2 tries a thousand times as many
+points, certifies and attacks every example again and, if it is installed, sets AutoAttack on certified ones. A tie
+counts as broken. Whatever it does not find is no proof; what it finds is. (trust.md 2.6, P2, P4)
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from .attack import AttackConfig
     from .cascade import Images, Watcher
     from .contract import DataSpec, Method
+    from .data import Split
 
 EXAMPLES, POINTS = 64, 100  # replayed and attacked examples; random points of each kind per certified example
+FULL_POINTS = 100_000  # ... at level 2
 RIGOROUS = ("D", "F32")
 
 
@@ -240,12 +243,15 @@ def verify_full(
     upper bound; it is counted in the message. Bounds may differ by rounding where their class is not D.
     """
     from .evaluate import evaluate
-    from .guards import R_SLACK
+    from .guards import R_SLACK, Violation
 
     then = record.arrays()
-    again = evaluate(
-        method, recipe, net, split, spec=spec, eps=record.eps, seed=seed, attacks=attacks, progress=progress
-    )
+    try:
+        again = evaluate(
+            method, recipe, net, split, spec=spec, eps=record.eps, seed=seed, attacks=attacks, progress=progress
+        )
+    except Violation as error:
+        return [said("certified under a new attack", str(error), record.n)]
     now = again.arrays
     if not np.array_equal(now["index"], then["index"]):
         return [said("split", "the examples differ from those of the record")]
@@ -266,3 +272,54 @@ def verify_full(
     fell = int((then["robust"] & ~now["robust"]).sum())
     found.append(Finding("robust under a new attack", record.n, 0, f"{fell} more examples fall from other starts"))
     return found
+
+
+def verify_certified(
+    record: Record,
+    method: Method,
+    net: nn.Module,
+    split: Split,
+    *,
+    spec: DataSpec,
+    recipe: Any,
+    examples: int = EXAMPLES,
+    seed: int = 1,
+    progress: Watcher | None = None,
+) -> list[Finding]:
+    """AutoAttack on a sample of the certified examples, at the record's eps; a line that says so where it is absent.
+
+    Arguments as of `verify_run`.
+    """
+    import torch
+
+    from .attack import AttackConfig
+    from .autoattack import require
+    from .errors import BenchError
+    from .evaluate import evaluate
+    from .guards import Violation
+    from .replay import sample
+
+    try:
+        library = require()
+    except BenchError as error:
+        return [Finding("AutoAttack on certified", 0, 0, f"not run: {error}")]
+    rows = sample(record.arrays("certified")["certified"], examples, seed)
+    if not len(rows):
+        return [Finding("AutoAttack on certified", 0, 0, "nothing is certified")]
+    config = AttackConfig(steps=0, surrogates=0, autoattack=True)
+    try:
+        found = evaluate(
+            method,
+            recipe,
+            net,
+            split.subset(torch.from_numpy(rows).to(split.labels.device)),
+            spec=spec,
+            eps=record.eps,
+            seed=seed,
+            attacks=config,
+            progress=progress,
+        )
+    except Violation as error:
+        return [said("AutoAttack on certified", str(error), len(rows))]
+    fallen = ~found.arrays["robust"]
+    return [counted("AutoAttack on certified", fallen, found.arrays["index"], f"{library}: certified examples fall")]

@@ -27,7 +27,17 @@ from .options import (
 @click.argument("runs", metavar="RUN...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every record in the results folder.")
 @click.option(
-    "--level", type=click.IntRange(0, 1), help="0: the record alone; 1: also its weights [default: 1 if there]."
+    "--level",
+    type=click.IntRange(0, 2),
+    help="0: the record alone; 1: also its weights [default: 1 if there]; 2: everything again (minutes).",
+)
+@click.option(
+    "--examples", type=click.IntRange(1), default=64, show_default=True, help="Replayed and attacked, levels 1 and 2."
+)
+@click.option(
+    "--points",
+    type=click.IntRange(1),
+    help="Random points, and vertices, tried inside each one's own radius [default: 100; 100000 at level 2].",
 )
 @results_option
 @runs_option
@@ -41,6 +51,8 @@ def verify(
     runs: tuple[str, ...],
     every: bool,
     level: int | None,
+    examples: int,
+    points: int | None,
     results: str,
     as_json: bool,
     **where: Any,
@@ -56,7 +68,7 @@ def verify(
     bad = 0
     report = []
     for one in chosen:
-        found = verifying.verify_record(one) if level == 0 else _verified(one, level, where)
+        found = verifying.verify_record(one) if level == 0 else _verified(one, level, examples, points, where)
         broken = [f for f in found if not f.ok]
         bad += bool(broken)
         report.append({"run": one.short, "ok": not broken, "findings": [vars(f) for f in found]})
@@ -84,7 +96,7 @@ def _again(device: str, data_root: str | None, offline: bool, threads: int | Non
     )
 
 
-def _verified(record: Any, level: int | None, where: dict[str, Any]) -> Any:
+def _verified(record: Any, level: int | None, examples: int, points: int | None, where: dict[str, Any]) -> Any:
     from ..progress import Progress
     from ..recheck import verify as verify_again
 
@@ -94,7 +106,8 @@ def _verified(record: Any, level: int | None, where: dict[str, Any]) -> Any:
         level = 0
     progress = Progress()
     try:
-        return verify_again(record, again, level=1 if level is None else level, progress=progress)
+        level = 1 if level is None else level
+        return verify_again(record, again, level=level, progress=progress, examples=examples, points=points)
     finally:
         progress.close()
 

@@ -232,6 +232,16 @@ def test_verify_reads_the_record_and_replays_the_weights(folder):
     assert "holds" in done.stdout and "weights" in done.stdout
 
 
+def test_verify_at_level_2_does_everything_again_and_counts(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    done = call("verify", "--all", "--level", 2, "--points", 30, "--examples", 4, *at(folder), "--json", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    (report,) = json.loads(done.stdout)
+    found = {f["check"]: f for f in report["findings"]}
+    assert {"recertified weak", "certified under a new attack", "AutoAttack on certified"} <= set(found)
+    assert found["AutoAttack on certified"]["message"].startswith("not run")
+
+
 def test_verify_without_weights_says_that_it_looks_at_the_record_only(folder, tmp_path):
     done = call("verify", "--all", "--results", folder / "results", "--runs-dir", tmp_path)
     assert done.exit_code == 0 and "level 0" in done.stderr

@@ -18,7 +18,7 @@ from bench.evaluate import evaluate
 from bench.recipe import as_dict, content_hash
 from bench.replay import inside
 from bench.state import weights_sha256
-from bench.verify import verify_full, verify_record, verify_run
+from bench.verify import verify_certified, verify_full, verify_record, verify_run
 
 HERE = Path(__file__).parent
 S = SimpleNamespace(**runpy.run_path(str(HERE / "stand_ins.py")))
@@ -340,3 +340,86 @@ def test_what_falls_only_now_is_counted_and_no_fault(tmp_path, made):
     fell = weak.record.n_robust - made.record.n_robust
     assert fell > 0
     assert any(f.message.startswith(f"{fell} more examples fall") for f in findings)
+
+
+class Naive(S.DistMethod):
+    """The published certificate as one would write it down: float32 margin / 2, no guard for rounding."""
+
+    def margin_bound(self, net, x, y, eps):
+        from bench import Bound
+
+        return Bound(naive_margin(net, x, y) - 2 * eps.float32_up, "lipschitz", "F32")
+
+    def radius(self, net, x, y):
+        return (naive_margin(net, x, y) / 2).clamp(min=0)
+
+
+def naive_margin(net, x, y):
+    z = net(x)
+    own = z.gather(1, y[:, None])[:, 0]
+    return own - z.scatter(1, y[:, None], -np.inf).amax(1)
+
+
+def test_a_planted_float32_margin_without_guard_is_caught(tmp_path):
+    """Two far centres at a distance of about 100: their margin is off by rounding, and a vertex at half of it flips."""
+    caught, alarms = 0, 0
+    for seed in range(6):
+        net, data = S.canary(seed, pixels=6)
+        with torch.no_grad():
+            net.layers[0].bias.fill_(100.0)
+        spec = S.spec((1, 3, 2), 2)
+        for method in (Naive(surrogates=()), S.DistMethod(surrogates=())):
+            found = make(tmp_path / f"{seed}{method.__class__.__name__}", method, net, data, spec, "0.01")
+            flips = [f for f in replay(found, points=1000) if f.check == "vertex in own radius"]
+            assert flips[0].checked == 1000
+            if isinstance(method, Naive):
+                caught += not flips[0].ok
+            else:
+                alarms += not flips[0].ok
+    assert caught >= 5
+    assert alarms == 0
+
+
+def test_a_certificate_broken_at_level_2_is_a_finding(made, tmp_path):
+    blind = make(
+        tmp_path, S.DistMethod("clean R"), made.net, made.data, made.spec, attacks=AttackConfig(0, surrogates=0)
+    )
+    findings = full(blind, method=S.DistMethod("clean"))  # class D now, so evaluation raises
+    assert failed(findings) == {"certified under a new attack"}
+
+
+def certified(made, **options):
+    recipe = SimpleNamespace(crop=0)
+    return verify_certified(made.record, made.method, made.net, made.data, spec=made.spec, recipe=recipe, **options)
+
+
+def test_autoattack_on_certified_examples_says_what_it_found(made, monkeypatch):
+    from bench import autoattack
+
+    seen = []
+
+    class Corner:
+        name, flags = "aa_square", {}
+
+        def settings(self, seed):
+            return {"name": self.name}
+
+        def against(self, net, x, y, ball, *, index, seed):
+            from bench.attack import Outcome
+
+            seen.extend(index.tolist())
+            return Outcome(torch.zeros(len(x), dtype=torch.bool), x, torch.zeros(()))
+
+    monkeypatch.setattr(autoattack, "require", lambda: "stub 0")
+    monkeypatch.setattr(autoattack, "parts", lambda classes: [Corner()])
+    (finding,) = certified(made, examples=3)
+    assert finding.ok and finding.checked == 3 == len(seen)
+    assert set(seen) <= set(made.arrays["index"][made.arrays["certified"]].tolist())
+
+
+def test_autoattack_that_is_not_there_is_said_and_no_failure(made, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    (finding,) = certified(made)
+    assert finding.ok and finding.checked == 0 and finding.message.startswith("not run")

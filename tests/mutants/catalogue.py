@@ -160,21 +160,21 @@ MUTANTS = (
         "methods/linf_dist/certificates.py",
         "here = here + U32 * size",
         "here = U32 * size",
-        (DIST,),
+        (f"{DIST}::test_the_guard_is_the_formula_of_the_proof",),
     ),
     Mutant(
         "certified-in-training-mode",
         "methods/linf_dist/certificates.py",
         "    if net.training:\n",
         "    if False:\n",
-        (DIST,),
+        (f"{DIST}::test_certifying_in_training_mode_or_at_finite_p_is_refused",),
     ),
     Mutant(
         "certified-at-finite-p",
         "methods/linf_dist/certificates.py",
         "    if not net.is_exact:\n",
         "    if False:\n",
-        (DIST,),
+        (f"{DIST}::test_certifying_in_training_mode_or_at_finite_p_is_refused",),
     ),
     Mutant(
         "no-ulps-for-tanh", "methods/linf_dist/certificates.py", "slack = 2 * TANH_ULPS * U32", "slack = -1e-3", (DIST,)
@@ -184,7 +184,7 @@ MUTANTS = (
         "methods/linf_dist/certificates.py",
         "return torch.where(gap > 0, good.double(), torch.zeros_like(gap))",
         "return good.double() + 1e-3 * (gap <= 0)",
-        (DIST,),
+        (f"{DIST}::test_radius_is_zero_where_the_prediction_is_wrong",),
     ),
     Mutant(
         "std-forgotten",
@@ -199,10 +199,14 @@ MUTANTS = (
         "methods/interval.py",
         "    n = weight[0].numel()",
         "    n = weight[0, 0].numel()",
-        (DIST, INTERVAL),
+        (f"{DIST}::test_affine_bounds_contain_exact_and_float32_values", INTERVAL),
     ),
     Mutant(
-        "no-rounding-error", "methods/interval.py", "return (deployed + gamma", "return 0 * (deployed + gamma", (DIST,)
+        "no-rounding-error",
+        "methods/interval.py",
+        "return (deployed + gamma",
+        "return 0 * (deployed + gamma",
+        (f"{DIST}::test_affine_bounds_contain_exact_and_float32_values",),
     ),
     Mutant(
         "signed-spread", "methods/interval.py", "product(reach, w.abs(), None)", "product(reach, w, None)", (INTERVAL,)
@@ -219,7 +223,7 @@ MUTANTS = (
         "methods/interval.py",
         "both = deployed[rows][:, [label]] + deployed[rows][:, others]",
         "both = 0 * deployed[rows][:, [label]]",
-        (DIST, INTERVAL),
+        (f"{DIST}::test_margin_bounds_of_a_last_layer_beat_the_difference_of_bounds", INTERVAL),
     ),
     Mutant(
         "batch-norm-without-its-eps",

@@ -194,6 +194,29 @@ def test_the_guard_covers_the_float32_error_found_with_fractions():
             assert guard[k].item() < 1e-4  # rigorous, but no excuse to certify nothing
 
 
+def test_the_guard_is_the_formula_of_the_proof():
+    """Sampling cannot tell a guard from half of one; trust.md 1.6 can. Fractions, layer by layer, three layers."""
+    net, x, _y = net_and_images(3, shape=(1, 2, 3), widths=(5, 4), n=4, bias_scale=50)
+    radius = torch.tensor([0.0, 0.01, 0.1, 1.0], dtype=torch.float64)
+    guard, _ = rounding_guard(net, x, radius)
+    u, std = Fraction(1, 2**24), Fraction(float(net.normalize.std))
+
+    def largest(*tensors):
+        units = zip(*(t.flatten().tolist() for t in tensors), strict=True)
+        return max(sum(abs(Fraction(v)) for v in values) for values in units)
+
+    for k in range(4):
+        eps, h = Fraction(radius[k].item()) / std, net.normalize(x[k : k + 1])
+        here = 2 * u * (1 + 4 * u) * largest(h)
+        ball = 2 * u * (1 + 4 * u) * (largest(h) + eps)
+        for layer in net.distance_layers():
+            d = layer.distances(h.flatten(1))
+            h = layer.offset(d)
+            here += u * largest(d, h)
+            ball += u * (largest(d, h) + 3 * (eps + here + ball)) / (1 - 3 * u)
+        assert 2 * (here + ball) <= Fraction(guard[k].item()) <= 2 * (here + ball) * (1 + Fraction(1, 10**5))
+
+
 def test_affine_bounds_contain_exact_and_float32_values():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
