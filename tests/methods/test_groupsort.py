@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import DataSpec, Eps, margin, registry, threat
 from bench.flops import count_ops
@@ -103,6 +103,10 @@ def test_norms_are_rounded_up() -> None:
     exact = [sum(abs(Fraction(v)) for v in row) for row in layer.weight.tolist()]
     assert all(Fraction(float(got)) >= want for got, want in zip(row_norms(layer).detach(), exact, strict=True))
     assert any(value > 1 for value in exact)
+    uneven = nn.Linear(65, 1)  # 1 and sixty-four halves of its last float64 bit: each is lost when it is added
+    with torch.no_grad():
+        uneven.weight.copy_(torch.cat([torch.ones(1, 1), torch.full((1, 64), 2.0**-53)], 1))
+    assert Fraction(float(row_norms(uneven).detach())) >= 1 + Fraction(64, 2**53)
 
 
 @pytest.mark.parametrize("lipschitz", [1.0, 1000.0])

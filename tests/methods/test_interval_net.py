@@ -66,6 +66,23 @@ def test_linear_bounds_are_attained_where_the_net_is_linear(small_net: Net, imag
     assert float(((reached - lower) / (clean - lower)).median()) < 0.05
 
 
+@pytest.mark.parametrize(("variance", "mean"), [(1e-5, 1.0), (1.0, 1e4)])
+def test_batch_norm_is_bounded_as_deployed(variance: float, mean: float) -> None:
+    """A variance as small as the eps under the root, and a bias that cancels a large mean: what is easily forgotten."""
+    torch.manual_seed(0)
+    module = nn.BatchNorm1d(6).eval()
+    assert module.running_var is not None and module.running_mean is not None
+    module.running_var.fill_(variance)
+    module.running_mean.copy_(mean * torch.randn(6))
+    with torch.no_grad():
+        module.bias.copy_(module.running_mean / (variance + module.eps) ** 0.5)
+        x = torch.randn(400, 6)
+        lower, upper = interval_net._batch_norm(module, (x.double(), x.double()), None)
+        deployed = module(x).double()
+    assert bool(((lower <= deployed) & (deployed <= upper)).all())
+    assert float((upper - lower).max()) < 0.1
+
+
 @both
 def test_bound_holds_for_every_order_of_summation(bound: Certificate) -> None:
     """Class F32's promise. Large weights that cancel make float32 sums depend on their order; the float64 value of the

@@ -217,6 +217,35 @@ def test_the_guard_is_the_formula_of_the_proof():
         assert 2 * (here + ball) <= Fraction(guard[k].item()) <= 2 * (here + ball) * (1 + Fraction(1, 10**5))
 
 
+def test_every_tanh_of_a_head_is_doubted_by_its_ulps():
+    """At radius 0 and with saturated units nothing is left but the ulps of tanh and the roundings of the last sum."""
+    for seed in range(4):
+        net, x, y = net_and_images(seed, head=7)
+        with torch.no_grad():
+            net.head.bias1.copy_(40 * torch.randn(7).sign())
+        y = net(x).argmax(1)
+        lower = interval_bound(net, x, y, Eps("0")).lower
+        w, b, t = net.head.effective()[1].double(), net.head.bias2.double(), net.head.bias1.sign().double()
+        gaps, other = w[y].unsqueeze(1) - w, torch.arange(3) != y.unsqueeze(1)  # [B, K, I], [B, K]
+        exact = (gaps * t).sum(2) + b[y].unsqueeze(1) - b
+        mass = w.abs().sum(1) + b.abs()  # |t| = 1
+        doubt = TANH_ULPS * U32 * gaps.abs().sum(2) + 8 * U32 * (mass[y].unsqueeze(1) + mass)
+        assert (lower <= (exact - doubt)[other].reshape(-1, 2).amin(1)).all()
+        assert (margin(net(x), y) - lower).max() < 1e-4
+
+
+def test_affine_bounds_hold_for_the_order_that_loses_most():
+    """1 + u + u + ... stays 1 in float32 from the left, however many terms: the error grows with their number."""
+    x = torch.full((1, 64), U32)
+    x[0, 0] = 1.0
+    from_the_left = torch.zeros(())
+    for value in x[0]:
+        from_the_left = from_the_left + value
+    assert from_the_left == 1.0
+    lower, upper = affine(x, x, torch.ones(1, 64), torch.zeros(1))
+    assert lower <= from_the_left.double() <= upper
+
+
 def test_affine_bounds_contain_exact_and_float32_values():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
