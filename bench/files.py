@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; one that is gone already is no error.
+
+    Raises:
+        FileError: it cannot be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        hint = "what is needed of the run is intact; the same command continues once the folder can be written"
+        raise FileError(f"cannot remove {path}: {error.strerror or error}; {hint}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,7 @@ from .environment import code_version, environment
 from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
-from .files import check_writable, locked, write_atomic
+from .files import check_writable, locked, remove, write_atomic
 from .options import Options
 from .progress import Progress, StoppingProgress
 from .recipe import recorded
@@ -154,7 +153,7 @@ class _Run:
         kept = self._evaluated(trained, data)
         wall = trained.summary["train_s"] + kept["wall_s"]
         written = self._write(trained, data, kept, wall)
-        (self.folder / RESTARTED).unlink(missing_ok=True)
+        remove(self.folder / RESTARTED)
         return written
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ class _Run:
         # a GPU may pick another kernel from one call to the next
         near = self.device.type != "cpu" and torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
         if not near and not torch.equal(answers[0], answers[1]):
-            (self.folder / WEIGHTS).unlink()
+            remove(self.folder / WEIGHTS)
             raise BenchError(
                 f"method {self.method.name}: a net rebuilt from its saved weights answers differently; everything that "
                 "training or finish() changes must be a parameter or a buffer, or be the default of build()"
@@ -305,10 +304,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name in ("lock", "stdout"):
             continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:

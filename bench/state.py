@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BenchError
-from .files import TEMPORARY, replacing
+from .files import TEMPORARY, remove, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -198,7 +198,7 @@ class StateStore:
         content = {**meta, "schema": SCHEMA, "identity": self.identity, "iteration": iteration}
         save_tensors(self.folder / f"state-{iteration:09d}.safetensors", tensors, content)
         for old in self._files()[KEEP:]:
-            old.unlink(missing_ok=True)
+            remove(old)
         took = time.monotonic() - start
         self._next = time.monotonic() + max(self.every_s, SAVE_SHARE * took)
 
@@ -223,12 +223,12 @@ class StateStore:
     def clear(self) -> None:
         """Forget every state and temporary file."""
         for path in [*self._files(), *self.folder.glob(f"{TEMPORARY}*")]:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def tidy(self) -> None:
         """Remove temporary files that a killed process left; only while holding the lock."""
         for path in self.folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def check(self, path: Path, meta: Mapping[str, Any]) -> None:
         """Refuse the file of another cell, naming the first field that differs."""
