@@ -366,7 +366,9 @@ def _read(file: Path) -> Record:
     if size > _LARGEST:
         raise ValueError(f"{size} bytes; a record is smaller than {_LARGEST}")
     raw = file.read_bytes()
-    data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    data = json.loads(
+        raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_whole, parse_float=_real
+    )
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     _check_identity(raw, data)
@@ -413,6 +415,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(text: str) -> float:
     raise ValueError(f"{text} is not a number JSON knows")
+
+
+def _whole(text: str) -> int:
+    if len(text) > 19:  # what follows computes with floats and 64-bit integers
+        raise ValueError(f"{text[:12]}... ({len(text)} digits) is too large a number for a record")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError(f"{text[:24]} is too large a number for a record")
+    return value
 
 
 def _name_of(data: Mapping[str, Any]) -> str:

@@ -100,14 +100,14 @@ def test_a_surrogate_cannot_declare_victory(mlp):
 
 
 class Gloomy(nn.Module):
-    """A surrogate with the net's gradients that believes class 0 is lost from the start."""
+    """A surrogate with the net's gradients that believes class 0 is lost from the start, or (-100) never."""
 
-    def __init__(self, net):
+    def __init__(self, net, gloom=100.0):
         super().__init__()
-        self.net = net
+        self.net, self.gloom = net, gloom
 
     def forward(self, x):
-        return self.net(x) - torch.tensor([100.0, 0.0, 0.0])
+        return self.net(x) - torch.tensor([self.gloom, 0.0, 0.0])
 
 
 def test_a_surrogate_cannot_end_the_attack_early(mlp):
@@ -118,6 +118,32 @@ def test_a_surrogate_cannot_end_the_attack_early(mlp):
     gloomy = fight(net, data, replace(SLOW, name="pgd_gloomy", guide=Gloomy(net)), Eps("0.1"))
     assert direct.broken.any()
     assert torch.equal(direct.broken, gloomy.broken)
+
+
+def test_every_restart_starts_somewhere_else(mlp, monkeypatch):
+    from bench import attack
+
+    net, data = mlp
+    starts = []
+
+    def noise(index, count, seed):
+        starts.append(uniform_noise(index, count, seed))
+        return starts[-1]
+
+    monkeypatch.setattr(attack, "uniform_noise", noise)
+    fight(net, steadiest(net, data), Attack("pgd", 1, 4, step_rel=1e-6), Eps("1/255"))
+    assert len(starts) == 4
+    assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+
+
+def test_a_surrogate_cannot_acquit_what_the_net_misses(mlp):
+    """To the surrogate nothing ever falls; what falls on the deployed net counts all the same."""
+    net, data = mlp
+    data = data.subset((data.labels == 0).nonzero()[:, 0])
+    direct = fight(net, data, SLOW, Eps("0.1"))
+    cheerful = fight(net, data, replace(SLOW, name="pgd_cheerful", guide=Gloomy(net, -100.0)), Eps("0.1"))
+    assert direct.broken.any()
+    assert torch.equal(direct.broken, cheerful.broken)
 
 
 class OnlyHere(nn.Module):

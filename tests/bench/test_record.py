@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -321,6 +322,23 @@ def test_sixteen_writers_of_one_cell_leave_one_whole_record(tmp_path, payload, a
     assert records[0].check_arrays() is None
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_sixteen_processes_writing_records_lose_none(tmp_path, payload, arrays):
+    """P44: fifteen cells and one of them twice, written at once by processes that know nothing of each other."""
+    context = multiprocessing.get_context("fork")
+    cells = [synthetic.payload(arrays, seed=seed % 15) for seed in range(16)]
+    writers = [context.Process(target=record.write, args=(tmp_path, cell, arrays)) for cell in cells]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert {writer.exitcode for writer in writers} == {0}
+    records, problems = record.scan(tmp_path)
+    assert not problems
+    assert sorted(r.data["cell"]["seed"] for r in records) == list(range(15))
+    assert all(r.check_arrays() is None for r in records)
+
+
 # --- what reading finds -----------------------------------------------------------------------------------------------
 
 
@@ -355,6 +373,8 @@ def test_edited_white_space_is_no_edit(tmp_path, payload, arrays):
         (lambda raw: b"{}", "edited|schema"),
         (lambda raw: raw.replace(b'"wall_s"', b'"finished"'), "stands twice"),
         (lambda raw: raw.replace(b'"wall_s": ', b'"wall_s": NaN, "x": '), "NaN is not a number"),
+        (lambda raw: raw.replace(b'"wall_s": ', b'"wall_s": 1e999, "x": '), "too large"),
+        (lambda raw: raw.replace(b'"wall_s": ', b'"wall_s": 1' + b"0" * 400 + b', "x": '), "too large"),
         (lambda raw: b'{"a":' * 100_000, "nested|cut"),
     ],
 )
