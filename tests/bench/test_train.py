@@ -151,6 +151,39 @@ def test_no_example_is_dropped(method, data):
     assert seen == [n - 10, 10]
 
 
+def test_every_image_is_trained_with_its_own_label_and_the_radius_of_its_step(method, data):
+    split = data.train_all
+    images = split.pixels(slice(0, None))
+    label = {image.numpy().tobytes(): int(y) for image, y in zip(images, split.labels, strict=True)}
+    radii = []
+
+    class Looking(type(method)):
+        def loss(self, net, x, y, step):
+            assert [label[image.numpy().tobytes()] for image in x] == y.tolist()
+            radii.append(step.eps_now)
+            return super().loss(net, x, y, step)
+
+    run(Looking(), data, recipe_of(method, epochs=2, batch_size=64, eps_ramp=(0.0, 2.0)))
+    steps = len(radii)
+    assert radii == pytest.approx([0.1 * i / steps for i in range(steps)])  # by steps, not by epochs
+    assert len(label) > 100
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_nothing_is_trained_after_a_nan(method, data, step):
+    """Within one step, not at the end of the epoch."""
+    seen = []
+
+    class Watched(type(method)):
+        def loss(self, net, x, y, step):
+            seen.append(step.iteration)
+            return super().loss(net, x, y, step)
+
+    with pytest.raises(NumericalError):
+        run(Watched(), data, recipe_of(method, batch_size=32, nan_at=step))
+    assert seen == list(range(step + 1))
+
+
 @pytest.mark.parametrize("step", [0, 5])
 def test_a_nan_loss_stops_at_its_step_and_names_it(method, data, tmp_path, step):
     recipe = recipe_of(method, batch_size=64, nan_at=step)

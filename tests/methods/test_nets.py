@@ -73,6 +73,11 @@ def test_an_architecture_too_deep_for_the_images_is_refused() -> None:
         build_net(DataSpec("digits", 1, 8, 8, 10, (0.3,), (0.3,), 17), recipe("dm_small"))
 
 
+def test_every_channel_has_its_own_mean_and_deviation() -> None:
+    out = Normalize((0.1, 0.2, 0.4), (1.0, 2.0, 4.0))(torch.full((1, 3, 1, 1), 0.9)).flatten()
+    assert torch.allclose(out, torch.tensor([0.8 / 1.0, 0.7 / 2.0, 0.5 / 4.0]))
+
+
 def test_colour_images_are_normalised_and_grey_ones_are_not() -> None:
     assert isinstance(build_net(CIFAR, recipe("conv_small")).normalize, Normalize)
     assert isinstance(build_net(MNIST, recipe("conv_small")).normalize, nn.Identity)

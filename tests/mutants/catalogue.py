@@ -497,14 +497,14 @@ MUTANTS = (
         "methods/nets.py",
         'self.register_buffer("mean", torch.tensor(mean,',
         'self.register_buffer("mean", torch.tensor(mean[::-1],',
-        (NETS,),
+        (f"{NETS}::test_every_channel_has_its_own_mean_and_deviation",),
     ),
     Mutant(
         "distance-channels-normalised-in-reverse",
         "methods/linf_dist/layers.py",
         "torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)",
         "torch.tensor(mean[::-1], dtype=torch.float32).reshape(1, -1, 1, 1)",
-        (DIST_LAYERS,),
+        (f"{DIST_LAYERS}::test_normalisation_gives_every_channel_its_own_mean",),
     ),
     # --- training and states ------------------------------------------------------------------------------------------
     Mutant(

@@ -131,6 +131,11 @@ def test_estimated_means_are_the_average_over_batches():
     assert not net.training and first.offset.momentum == pytest.approx(0.1)
 
 
+def test_normalisation_gives_every_channel_its_own_mean():
+    out = Normalize((0.1, 0.2, 0.4), 0.5)(torch.full((1, 3, 1, 1), 0.9)).flatten()
+    assert torch.allclose(out, torch.tensor([1.6, 1.4, 1.0]))
+
+
 def test_normalisation_refuses_a_std_per_channel():
     with pytest.raises(ValueError, match="one positive number"):
         Normalize((0.5, 0.5), (0.2, 0.3))
