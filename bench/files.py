@@ -127,8 +127,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise FileError(
                 f"{folder} is being worked on by {holder}; wait for it, or choose another --runs-dir"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is a courtesy; on a full disk it cannot be said
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
