@@ -189,6 +189,7 @@ class Loop:
         """Wait for the device once: is everything finite, and what does the bar show."""
         if int(self.first_bad) != NEVER:
             self._check_finite()
+        self._check_weights(buffers_only=self.device.type == "cpu")  # there a bad weight shows in the next loss
         if self.device.type == "cpu" and now - self.read_at < 0.1:
             return
         self.read_at = now
@@ -320,8 +321,8 @@ class Loop:
             return
         raise NumericalError(self._diagnosis(f"the loss of step {bad_step} is not finite"))
 
-    def _check_weights(self) -> None:
-        name = _first_non_finite(self.net)
+    def _check_weights(self, *, buffers_only: bool = False) -> None:
+        name = _first_non_finite(self.net, buffers_only)
         if name is not None:
             raise NumericalError(self._diagnosis(f"{name} is not finite after step {self.iteration - 1}"))
 
@@ -370,9 +371,10 @@ def _under(state: State, prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in state.tensors.items() if name.startswith(prefix)}
 
 
-def _first_non_finite(net: nn.Module) -> str | None:
+def _first_non_finite(net: nn.Module, buffers_only: bool = False) -> str | None:
     """The first parameter with a NaN or infinity, or buffer with a NaN (a p may be infinite); one host sync."""
-    named = [(n, p.detach().sum(dtype=torch.float64) * 0) for n, p in net.named_parameters()]
+    parameters = [] if buffers_only else list(net.named_parameters())
+    named = [(n, p.detach().sum(dtype=torch.float64) * 0) for n, p in parameters]
     named += [(n, torch.isnan(b).any().double()) for n, b in net.named_buffers() if b.is_floating_point()]
     if not named:
         return None

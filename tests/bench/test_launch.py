@@ -82,6 +82,17 @@ def test_a_crashed_process_is_a_failed_cell(ended):
     assert crashed.code == 1 and "SIGABRT" in crashed.message
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried 2 GiB"), OSError("can't allocate memory")]
+)
+def test_too_little_memory_in_training_says_what_to_set(error):
+    """The batch size is part of the recipe: training never changes it, the user does."""
+    from bench.worker import _unexpected
+
+    said = _unexpected(error)
+    assert "--set batch_size=" in said and "--device" in said and "\n" not in said
+
+
 def test_a_hanging_cell_is_ended(ended):
     hung = ended[0]["hang"]
     assert hung.code == 4 and "at the time limit of 1 h 23 min, it did not stop by itself" in hung.message

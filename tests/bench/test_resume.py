@@ -75,9 +75,10 @@ class Worker:
             assert time.monotonic() < end, f"no {name}"
             time.sleep(0.002)
 
-    def end(self, number):
-        """Send a signal and wait; returns the exit code."""
-        self.process.send_signal(number)
+    def end(self, *numbers):
+        """Send signals and wait; returns the exit code."""
+        for number in numbers:
+            self.process.send_signal(number)
         self.process.stdout.read()
         os.close(self.events)
         return self.process.wait(SLOW_S)
@@ -140,16 +141,26 @@ def test_killed_in_evaluation(start, whole, tmp_path, monkeypatch):
     assert same(run(planned, options(tmp_path)), whole)
 
 
-def test_terminated_in_training(start, whole, tmp_path):
-    """SIGTERM: the step is finished, the state saved, exit code 4."""
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), pytest.param((signal.SIGINT,), marks=pytest.mark.slow)])
+def test_terminated_in_training(start, whole, tmp_path, signals):
+    """SIGTERM or SIGINT: the step is finished, the state saved, exit code 4."""
     planned = cell_of(SLOWED)
     where = options(tmp_path)
     slow = Options(**{**asdict(where), "save_every_s": 1e9})  # so that only the stop itself can have saved
     worker = start(planned, slow)
     read_until(worker.events, b'"name": "train"')
-    assert worker.end(signal.SIGTERM) == 4
+    assert worker.end(*signals) == 4
     assert len(list(worker.folder.glob("state-*"))) == 1
     assert same(run(planned, where), whole)
+
+
+@pytest.mark.slow
+def test_told_twice_it_stops_at_once_and_the_last_state_counts(start, whole, tmp_path):
+    planned = cell_of(SLOWED)
+    worker = start(planned, options(tmp_path))
+    worker.wait_for("state-000000003")
+    assert worker.end(signal.SIGINT, signal.SIGTERM) == 4
+    assert same(run(planned, options(tmp_path)), whole)
 
 
 @pytest.mark.slow

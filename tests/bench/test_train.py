@@ -184,6 +184,24 @@ def test_nothing_is_trained_after_a_nan(method, data, step):
     assert seen == list(range(step + 1))
 
 
+@pytest.mark.parametrize("where", ["1.weight", "2.running_mean"])
+def test_a_nan_weight_or_buffer_stops_within_one_step_and_is_named(method, data, where):
+    """Batch norm's running mean is in no training loss: only looking at it finds it."""
+    seen = []
+
+    class Poisoned(type(method)):
+        def after_step(self, net, step):
+            seen.append(step.iteration)
+            if step.iteration == 2:
+                with torch.no_grad():
+                    net.state_dict()[where].view(-1)[0] = math.nan
+
+    with pytest.raises(NumericalError) as caught:
+        run(Poisoned(), data, recipe_of(method, batch_size=32))
+    assert max(seen) <= 3
+    assert where in str(caught.value) or "loss of step 3" in str(caught.value)
+
+
 @pytest.mark.parametrize("step", [0, 5])
 def test_a_nan_loss_stops_at_its_step_and_names_it(method, data, tmp_path, step):
     recipe = recipe_of(method, batch_size=64, nan_at=step)
