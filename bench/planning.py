@@ -288,7 +288,9 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
 
     try:
         if request.executor is not None:
-            return request.executor.run(tasks, plan.slots[0].threads, device=request.device, on_outcome=ended, say=say)
+            return request.executor.run(
+                tasks, plan.slots[0].threads, device=request.device, on_outcome=ended, say=board.say
+            )
         return launch(tasks, plan.slots, progress=board.progress, on_outcome=ended)
     finally:
         board.close()
