@@ -57,6 +57,7 @@ class CrownIbpFusion(ReluMethod):
 
 
 def _paper() -> Iterator[ReluRecipe]:
+    """The two cells that were published; with ten classes `crown_ibp` is affordable too and has the others."""
     cifar = ReluRecipe(
         dataset="cifar10", eps="8/255", preset="paper", source=f"{PAPER}/cifar_training.py", arch="cnn7_bn",
         epochs=2000, batch_size=256, lr=5e-4, lr_schedule="step", lr_milestones=(1400.0, 1700.0), eps_train=8.8 / 255,
