@@ -145,7 +145,10 @@ _QUICK: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "0.3"): {"epochs": 13, "eps_train": 0.33, "eps_ramp": (0.0, 6.0)},
     ("fashion_mnist", "0.1"): {"epochs": 11, "eps_train": 0.11},
     ("cifar10", "2/255"): {"epochs": 12, "eps_train": 2.0 / 255, "crop_pad": 2, "flip": True},
-    ("cifar10", "8/255"): {"epochs": 12, "eps_train": 8.0 / 255, "crop_pad": 2, "flip": True},
+    ("cifar10", "8/255"): {
+        "epochs": 12, "eps_train": 8.0 / 255, "eps_ramp": (0.0, 5.0), "crop_pad": 2, "flip": True,
+        "source": "ours: tried on the validation split, n = 5000: clean 35.98, certified 26.08, 418 CPU-s",
+    },
 }  # fmt: skip
 
 
