@@ -25,6 +25,7 @@ EVALUATE, ATTACK, EXACT = "tests/bench/test_evaluate.py", "tests/bench/test_atta
 CERTIFY, VERIFY, TRAIN = "tests/bench/test_certify.py", "tests/bench/test_verify.py", "tests/bench/test_train.py"
 STATE, RECORD, CONTRACT = "tests/bench/test_state.py", "tests/bench/test_record.py", "tests/bench/test_contract.py"
 DATASET, SPLITS, BATCHES = (f"tests/bench/data/test_{name}.py" for name in ("dataset", "splits", "batches"))
+AUTOATTACK = "tests/bench/test_autoattack.py"
 STATS = "tests/bench/report/test_stats.py"
 DIST, DIST_LAYERS = (f"tests/methods/linf_dist/test_{n}.py" for n in ("certificates", "layers_and_nets"))
 KERNELS = (
@@ -375,7 +376,7 @@ MUTANTS = (
         "last-batch-dropped",
         "bench/chunks.py",
         "while at < len(rows):",
-        "while at + self.size <= len(rows) or at == 0:",
+        "while at < len(rows) and (at == 0 or at + self.size <= len(rows)):",
         (EVALUATE,),
     ),
     Mutant(
@@ -430,6 +431,28 @@ MUTANTS = (
         (ATTACK,),
     ),
     Mutant("every-restart-the-same", "bench/attack.py", "attack.name, restart)", "attack.name, 1)", (ATTACK,)),
+    Mutant(
+        "autoattack-not-projected",
+        "bench/autoattack.py",
+        "points = torch.minimum(torch.maximum(found, ball.lower), ball.upper)",
+        "points = found",
+        (AUTOATTACK,),
+    ),
+    Mutant(
+        "autoattack-believed",
+        "bench/autoattack.py",
+        "broken = judged(net, points, y, (points != x).flatten(1).any(dim=1))",
+        "broken = (points != x).flatten(1).any(dim=1)",
+        (AUTOATTACK,),
+    ),
+    Mutant("autoattack-unheard", "bench/autoattack.py", "        self._note(said)\n", "", (AUTOATTACK,)),
+    Mutant(
+        "the-broken-attacked-again",
+        "bench/cascade.py",
+        "            self._run_one(attack, targets & ~self.broken)",
+        "            self._run_one(attack, targets)",
+        (EVALUATE,),
+    ),
     # --- arithmetic and switches --------------------------------------------------------------------------------------
     Mutant(
         "margin-in-float32",
