@@ -68,7 +68,8 @@ def league(inputs: Inputs, kind: str) -> Table:
     for pool in (p for b in inputs.blocks for p in b.pools):
         r = pool.first
         if (r.data["environment"]["device_type"] == "cpu") == (kind == "cpu") and not pool.broken and pool.cls:
-            threads = f", {r.data['environment']['threads']} threads" if kind == "cpu" else ""
+            count = r.data["environment"]["threads"]
+            threads = f", {count} thread{'s' if count != 1 else ''}" if kind == "cpu" else ""
             setting = Setting.of(r.dataset, r.norm, r.eps.fraction)
             groups.setdefault((setting, pool.device + threads), []).append(pool)
     blocks, shown = [], []

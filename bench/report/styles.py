@@ -64,8 +64,9 @@ def style(method: str, taken: Iterable[Style] = ()) -> Style:
         slot, variant = PLUGIN_SLOTS[hashlib.sha256(method.encode()).digest()[0] % 4], 1
     look = _table()["slot"][slot]
     dash = _DASHES[(_DASHES.index(look["dash"]) + (variant if known else 0)) % 4]
-    marker = _HOLLOW_AFTER[look["marker"]] if variant else look["marker"]
-    found = Style(slot, look["light"], look["dark"], marker, dash, bool(variant), known)
+    hollow = bool(variant) and "marker" not in entry
+    marker = _HOLLOW_AFTER[look["marker"]] if hollow else entry.get("marker", look["marker"])
+    found = Style(slot, look["light"], look["dark"], marker, dash, hollow, known)
     if not known:
         used = {(s.marker, s.hollow) for s in taken}
         order = [found.marker, *(_table()["slot"][s]["marker"] for s in PLUGIN_SLOTS), "v", ">", "<", "p", "h"]

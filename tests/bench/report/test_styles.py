@@ -40,17 +40,19 @@ def test_no_two_methods_share_marker_and_dash():
     [("linf_dist", 0, "#1F3FBF", "o"), ("linf_dist_v2", 1, "#9A3200", "D"), ("ibp", 2, "#7896C3", "^"),
      ("crown_ibp", 3, "#0F7F60", "v"), ("groupsort", 4, "#B97F20", "s"), ("sortnet", 5, "#4A0048", "P"),
      ("sabr", 6, "#F01F87", "X"), ("linf_dist_mlp", 7, "#8F45F0", ">"), ("pgd", 8, "#4A4A4A", "*"),
-     ("standard", 9, "#000000", "+")],
+     ("standard", 9, "#000000", "+"), ("ibp_shi", 2, "#7896C3", "<"), ("crown_ibp_fusion", 3, "#0F7F60", "h")],
 )  # fmt: skip
 def test_slots_are_never_reassigned(method, slot, color, marker):
     found = styles.style(method)
     assert (found.slot, found.light, found.marker, found.known) == (slot, color, marker, True)
 
 
-def test_a_variant_keeps_the_family_colour_and_goes_hollow():
-    base, variant = styles.style("crown_ibp"), styles.style("crown_ibp_fusion")
+@pytest.mark.parametrize(("name", "marker", "hollow"), [("crown_ibp_shi", "v", True), ("crown_ibp_fusion", "h", False)])
+def test_a_variant_keeps_the_family_colour_and_goes_hollow_or_has_its_own_marker(name, marker, hollow):
+    """Published points are hollow too, so a method that is trained here must not look like its relative's."""
+    base, variant = styles.style("crown_ibp"), styles.style(name)
     assert variant.light == base.light
-    assert variant.hollow
+    assert (variant.marker, variant.hollow) == (marker, hollow)
     assert variant.dash != base.dash
 
 
