@@ -273,6 +273,8 @@ class Block:
                     # class D and R, or two attack suites, never compete for one bold
                     rival = {"certified": pool.cls, "robust": pool.suite}.get(kind)
                     groups.setdefault(rival, []).append(at)
+            if kind == "robust" and len(groups) > 1:
+                continue  # no column names the suite: a bold among the weakly attacked would look like a win over all
             for group in groups.values():
                 found.update(self._stand(kind, group))
         return found

@@ -139,6 +139,19 @@ def test_class_d_and_class_r_never_compete(tmp_path, make):
     assert bold(standing(tmp_path, make, reach=0.1, cls="R")) == []
 
 
+def test_rows_attacked_by_different_suites_have_no_bold_robust_accuracy(tmp_path, make, monkeypatch):
+    """A row that leads only those attacked as weakly as itself must not look like the winner of the table."""
+
+    def robust(**second):
+        table = standing(tmp_path, make, skill=0.5, reach=0.1, **second)
+        return [row["robust"].text for row in table.rows() if row["robust"].bold]
+
+    assert len(robust()) == 1
+    make(tmp_path, n=5000, method="groupsort", skill=1.0, reach=0.1, preset="paper")
+    monkeypatch.setattr(rows.Pool, "suite", property(lambda pool: "b" if pool.method == "linf_dist" else "a"))
+    assert robust() == []
+
+
 def test_measured_and_published_never_compete(made):
     for table in made.values():
         assert not any(row["certified"].bold for row in table.rows() if row.data.get("kind") == "published")
