@@ -86,7 +86,7 @@ class Executor:
             import submitit
         except ImportError:
             raise UsageError(
-                f"--executor {self.engine}: submitit is not installed (pip install 'certbench[slurm]')"
+                f"--executor {self.engine}: submitit is not installed (pip install submitit)"
             ) from None
         limits = [task.time_limit_s for batch in batches for task in batch]
         known = [limit for limit in limits if limit is not None]

@@ -33,7 +33,7 @@ def run(executor, tasks, **more):
 
 def test_a_missing_engine_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UsageError, match=r"pip install 'certbench\[slurm\]'"):
+    with pytest.raises(UsageError, match="pip install submitit"):
         run(Executor("local"), tasks_in(tmp_path, {"good": {"epochs": "1"}}))
 
 
