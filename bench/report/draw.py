@@ -43,7 +43,7 @@ def matplotlib_version() -> str:
 def code_hash() -> str:
     """Changes with whatever decides how a specification is drawn."""
     digest = hashlib.sha256(matplotlib_version().encode())
-    for file in (_HERE / "draw.py", _HERE / "plots.py", STYLE):
+    for file in (_HERE / "draw.py", _HERE / "plots.py", _HERE / "labels.py", STYLE):
         digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 

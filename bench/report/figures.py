@@ -1,4 +1,4 @@
-"""What each figure shows, as plain data: series, axes, alt text, the csv of exactly the plotted points. No drawing."""
+"""What each figure shows, as plain data: series, axes, alt text, the csv of exactly the points plotted or told. No drawing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .rows import KINDS, LEVELS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Sett
 CURVE_POINTS = 160  # steps of a curve; more cannot be told apart at column width
 BINS = 48
 LONGEST = 30  # characters of a title in a figure
+GAP = 10.0  # points of certified accuracy: less is never a reason to leave a method out of a picture
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,36 @@ def pareto(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None
             f"Clean against certified accuracy on {setting.title}, published numbers only: {styles.title(top.method)} "
             f"certifies most, {top.certified} % at {top.clean} % clean."
         )
-    data = {"measured": measured, "published": published, "under": _under(block) if block else setting.title}
+    floor = _lowest_shown([p["y"] for p in (*measured, *published)])
+    data = {
+        "measured": [p for p in measured if p["y"] >= floor],
+        "published": [p for p in published if p["y"] >= floor],
+        "below": [_below(m["label"], fmt.percent(p.count("certified"), p.n), fmt.percent(p.count("correct"), p.n))
+                  for m, p in zip(measured, pools, strict=True) if m["y"] < floor]
+        + [_below(p["label"] + "\u2020", str(c.certified), str(c.clean))
+           for p, c in zip(published, theirs, strict=True) if p["y"] < floor],
+        "under": _under(block) if block else setting.title,
+    }  # fmt: skip
     title = f"Clean against certified accuracy: {setting.title}"
     columns = ("method", "published", "clean", "certified", "source")
     return Spec(f"pareto_{setting.slug}", "pareto", title, alt, data, columns, rows, _ids(pools), setting)
+
+
+def _lowest_shown(certified: Sequence[float]) -> float:
+    """What lies below is told in words: drawn to scale, methods that certify next to nothing would squash the others.
+
+    The cut is the first gap, from the top, of GAP points or more that is wider than all that lies above it.
+    """
+    high_to_low = sorted(certified, reverse=True)
+    for at in range(1, len(high_to_low) - 1):
+        gap = high_to_low[at] - high_to_low[at + 1]
+        if gap >= max(GAP, high_to_low[0] - high_to_low[at]):
+            return high_to_low[at]
+    return high_to_low[-1]
+
+
+def _below(label: str, certified: str, clean: str) -> str:
+    return f"below: {label} {certified} % at {clean} % clean"
 
 
 # --- certified against cost -------------------------------------------------------------------------------------------

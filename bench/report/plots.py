@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import fmt
+from .labels import DPI, Box, box_around, place_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 100  # of the layout; savefig has its own
 SINGLE, DOUBLE = 3.25, 6.75  # one column, the text block
 GREY, LIGHT, SOFT = "#595959", "#D9D9D9", "#F0F0F0"
 FATES = (  # shades from sure to wrong, readable in grey and without colour vision; hatched where nothing is known
@@ -24,6 +24,7 @@ FATES = (  # shades from sure to wrong, readable in grey and without colour visi
     ("broken", "broken by an attack", "#F2C078", ""),
     ("wrong", "wrong without any attack", "#E6E6E6", ""),
 )
+NOTE = 0.05  # height of a line of small text, as a share of a single figure's axes
 _LINES = {"solid": "-", "dashed": (0, (4, 1.6)), "dashdot": (0, (5, 1.5, 1.2, 1.5)), "dotted": (0, (1.2, 1.3))}
 
 
@@ -144,10 +145,12 @@ def _pareto(data: Mapping[str, Any]) -> Figure:
     foot = _legend_height(labels, SINGLE)
     figure = _figure(SINGLE, 2.75 + foot)
     ax = _axes(figure, 0.46, 0.38 + foot, SINGLE - 0.6, 2.15)
-    xs = [p["x"] for p in (*measured, *published)]
-    ys = [p["y"] for p in (*measured, *published)]
+    xs = [p["x"] for p in published] + [end for m in measured for end in m["xerr"]]
+    ys = [p["y"] for p in published] + [end for m in measured for end in m["yerr"]]
     x_low, x_high = _padded(xs, 0.16)
     y_low, y_high = _padded(ys, 0.16)
+    below = data["below"]
+    y_low -= (y_high - y_low) * NOTE * len(below) / (1 - NOTE * len(below))  # room for their lines
     ax.set_xlim(x_low, x_high)
     ax.set_ylim(y_low, y_high)
     edge = [max(x_low, y_low) - 1, min(x_high, 100) + 1]
@@ -155,7 +158,7 @@ def _pareto(data: Mapping[str, Any]) -> Figure:
     ax.plot(edge, edge, color=GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
     from matplotlib.lines import Line2D
 
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes: list[Box] = []
     handles: list[Any] = []
     for m in measured:
         look = _marker(m)
@@ -168,9 +171,11 @@ def _pareto(data: Mapping[str, Any]) -> Figure:
     for p in published:
         ax.plot([p["x"]], [p["y"]], linestyle="none", zorder=4, **_marker(p, published=True))
     for p in (*measured, *published):
-        boxes.append(_box(ax, p["x"], p["y"], 0.07, 0.07))
+        boxes.append(box_around(ax, p["x"], p["y"], 0.07, 0.07))
     for p in published:
-        _label_near(ax, p["x"], p["y"], p["label"] + "\u2020", boxes)
+        place_label(ax, p["x"], p["y"], _plain(p["label"]) + "\u2020", boxes)
+    for at, text in enumerate(reversed(below)):
+        ax.text(0.02, 0.02 + NOTE * at, _plain(text), transform=ax.transAxes, fontsize=6, color=GREY)
     if published:
         handles.append(Line2D([], [], linestyle="none", marker="o", markersize=4.5, markerfacecolor="none",
                               markeredgecolor=GREY, markeredgewidth=1.0))  # fmt: skip
@@ -186,46 +191,6 @@ def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     pad = max((high - low) * share, 1.0)
     return max(-1.0, low - pad), min(101.0, high + pad)
-
-
-def _box(ax: Axes, x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
-    """A box of w x h inches around a data point, in inches of the axes."""
-    px, py = _inches(ax, x, y)
-    return px - w / 2, py - h / 2, px + w / 2, py + h / 2
-
-
-def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
-    px, py = ax.transData.transform((x, y))
-    return float(px) / DPI, float(py) / DPI
-
-
-def _label_near(ax: Axes, x: float, y: float, text: str, taken: list[tuple[float, float, float, float]]) -> None:
-    """A small label beside a point at the first of its sixteen places that is free; it reserves the place."""
-    px, py = _inches(ax, x, y)
-    w, h = 0.046 * len(text) + 0.03, 0.1
-    bounds = [float(v) / DPI for v in ax.get_window_extent().extents]
-    best: tuple[float, tuple[float, float, float, float]] | None = None
-    for ring in (0.06, 0.13, 0.22, 0.33):
-        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-            left = px + dx * ring + (0 if dx > 0 else -w if dx < 0 else -w / 2)
-            low = py + dy * ring - h / 2
-            box = (left, low, left + w, low + h)
-            out = max(bounds[0] - box[0], bounds[1] - box[1], box[2] - bounds[2], box[3] - bounds[3], 0.0)
-            cost = 100 * out + sum(_overlap(box, other) for other in taken) * 1000 + ring
-            if best is None or cost < best[0] - 1e-9:
-                best = (cost, box)
-    assert best is not None
-    box = best[1]
-    taken.append(box)
-    middle = (box[0] + w / 2, box[1] + h / 2)
-    at = ax.transData.inverted().transform((middle[0] * DPI, middle[1] * DPI))
-    if math.hypot(middle[0] - px, middle[1] - py) > w / 2 + 0.14:
-        ax.plot([x, at[0]], [y, at[1]], color=LIGHT, linewidth=0.5, zorder=3)
-    ax.text(at[0], at[1], _plain(text), fontsize=6, ha="center", va="center", zorder=6, color="#404040")
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _cost(data: Mapping[str, Any]) -> Figure:

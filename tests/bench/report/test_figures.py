@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.report import draw, figures, plots
+from bench import record
+from bench.report import draw, figures, plots, published, rows
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,6 @@ def test_a_worker_that_fails_costs_no_figure(specs, monkeypatch):
 
 
 def test_a_plugin_without_history_or_radius_is_left_out_quietly(tmp_path, make):
-    from bench import record
-    from bench.report import published, rows
-
     make(tmp_path, n=50, epochs=1, skill=-9.0)  # nothing right, nothing certified, no history to draw
     inputs = rows.gather(record.scan(tmp_path)[0], published.load())
     kinds = {s.kind for s in figures.build(inputs) if s.records}
@@ -154,3 +152,21 @@ def test_drawing_leaves_the_global_generator_alone(specs, drawn_once):
     state = np.random.get_state()[1].copy()
     drawn_once(specs["seeds"], ("png",))
     assert (np.random.get_state()[1] == state).all()
+
+
+def test_methods_far_below_are_told_not_drawn():
+    """An uncertified net at 0 % would squash nine methods into a line; without such a gap every point is drawn."""
+    assert figures._lowest_shown([98.1, 97.0, 94.2, 93.5, 66.6, 0.0, 0.0]) == 93.5
+    assert figures._lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
+    assert figures._lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
+    assert figures._lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
+
+
+def test_a_far_method_keeps_its_row_in_the_csv_and_a_line_in_the_picture(tmp_path, make):
+    for method, reach in (("linf_dist", 0.2), ("ibp", 0.19), ("crown_ibp", 0.18), ("standard", 0.001)):
+        make(tmp_path, n=1000, method=method, skill=1.5, reach=reach, preset="paper")
+    inputs = rows.gather(record.scan(tmp_path)[0], published.load())
+    (spec,) = (s for s in figures.build(inputs) if s.name == "pareto_mnist_0.1")
+    assert "standard" in {row["method"] for row in spec.csv_rows}
+    assert "standard" not in {point["method"] for point in spec.data["measured"]}
+    assert any(text.startswith("below: Standard training 0.0 %") for text in spec.data["below"])
