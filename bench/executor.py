@@ -85,9 +85,7 @@ class Executor:
         try:
             import submitit
         except ImportError:
-            raise UsageError(
-                f"--executor {self.engine}: submitit is not installed (pip install submitit)"
-            ) from None
+            raise UsageError(f"--executor {self.engine}: submitit is not installed (pip install submitit)") from None
         limits = [task.time_limit_s for batch in batches for task in batch]
         known = [limit for limit in limits if limit is not None]
         minutes = math.ceil(self.cells_per_job * (max(known) + START_S) / 60) if len(known) == len(limits) else DAY_MIN

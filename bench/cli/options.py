@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,17 @@ runs_option = click.option(
     "--runs-dir", metavar="DIR", help="Folder of states and weights (default: runs in $BENCH_HOME, ~/.cache/certbench)."
 )
 threads_option = click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads per worker.")
+
+
+def finished_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command takes that works again on a finished run's net."""
+    options = (
+        results_option, runs_option, device_option, data_option, offline_option, threads_option, json_option,
+        plugin_option,
+    )  # fmt: skip
+    for option in reversed(options):  # as stacked decorators: the last one is applied first
+        command = option(command)
+    return command
 
 
 def runs_dir(text: str | None) -> Path:

@@ -8,19 +8,7 @@ from typing import Any
 
 import click
 
-from .options import (
-    data_option,
-    device_option,
-    json_option,
-    offline_option,
-    plugin_option,
-    print_json,
-    results_option,
-    runs_dir,
-    runs_option,
-    say,
-    threads_option,
-)
+from .options import finished_run_options, print_json, runs_dir, say
 
 
 @click.command()
@@ -39,14 +27,7 @@ from .options import (
     type=click.IntRange(1),
     help="Random points, and vertices, tried inside each one's own radius [default: 100; 100000 at level 2].",
 )
-@results_option
-@runs_option
-@device_option
-@data_option
-@offline_option
-@threads_option
-@json_option
-@plugin_option
+@finished_run_options
 def verify(
     runs: tuple[str, ...],
     every: bool,
@@ -119,14 +100,7 @@ def _verified(record: Any, level: int | None, examples: int, points: int | None,
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the starting points.")
 @click.option("--autoattack", is_flag=True, help="Also AutoAttack, standard version (slow; needs pyautoattack).")
 @click.option("--examples", type=click.IntRange(1), metavar="N", help="A seeded sample of the split [default: all].")
-@results_option
-@runs_option
-@device_option
-@data_option
-@offline_option
-@threads_option
-@json_option
-@plugin_option
+@finished_run_options
 def attack(
     name: str,
     steps: int,
@@ -197,14 +171,7 @@ def attack(
 @click.option("--iterations", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Of alpha_crown.")
 @click.option("--time-limit", metavar="25m", help="For the whole split; what is not reached counts as timeout.")
 @click.option("--example-limit", metavar="30s", help="For one example; a slower one counts as timeout.")
-@results_option
-@runs_option
-@device_option
-@data_option
-@offline_option
-@threads_option
-@json_option
-@plugin_option
+@finished_run_options
 def certify(
     name: str,
     certifier: str,

@@ -1,4 +1,4 @@
-"""What each figure shows, as plain data: series, axes, alt text, the csv of exactly the points plotted or told. No drawing."""
+"""What each figure shows, as plain data: series, axes, alt text, the csv of the points plotted or told. No drawing."""
 
 from __future__ import annotations
 
