@@ -6,24 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .child import Outcome
+from .plan import DEFAULT_RESULTS, Plan
 from .progress import duration
 from .record import Record
 from .text import columns
 
-if TYPE_CHECKING:
-    from .planning import Plan
-
-DEFAULT_RESULTS = "results/measured"
 SUMMARY = ("method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified", "class", "time", "status")
-
-
-def accuracies(record: Record) -> str:
-    """`clean 97.22, robust 90.00, certified 88.61 % (class D)`; robust is an upper bound by attacks."""
-    cls = f" (class {record.certificate_class})" if record.certificate_class else ""
-    return f"clean {record.clean:.2f}, robust {record.robust:.2f}, certified {record.certified:.2f} %{cls}"
 
 
 def _row(record: Record, status: str) -> dict[str, Any]:

@@ -116,17 +116,17 @@ def run(
     from ..text import parse_span
 
     limit = parse_span(time_limit) if time_limit else None
-    from .. import planning
+    from .. import plan, planning
 
-    request = planning.Request(
+    request = plan.Request(
         methods=methods or (DEFAULT_METHOD,),
         datasets=datasets,
         seeds=seeds or (0,),
-        changes=planning.as_changes(pairs),
+        changes=plan.as_changes(pairs),
         time_limit_s=limit,
         save_every_s=parse_span(save_every),
         study=_study(study, methods, datasets, pairs, seeds, options["eps"], options["presets"]),
-        shard=planning.Shard.parse(shard) if shard else None,
+        shard=plan.Shard.parse(shard) if shard else None,
         executor=_executor(executor, cells_per_job, options["jobs"], job_pairs),
         **options,
     )

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import bench
-from bench import doctor, planning, registry
+from bench import doctor, plan, planning, registry
 from bench import estimate as estimating
 from bench.cli import main
 from bench.environment import device_name, worker_environment
@@ -158,8 +158,8 @@ def test_show_config_prints_the_recipe(tmp_path):
 
 
 def test_tuning_results_lie_apart():
-    assert planning.Request(("m",), split="val").results_dir == Path("results/measured/tuning")
-    assert planning.Request(("m",), split="val", results="here").results_dir == Path("here")
+    assert plan.Request(("m",), split="val").results_dir == Path("results/measured/tuning")
+    assert plan.Request(("m",), split="val", results="here").results_dir == Path("here")
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import planning, registry, study
+from bench import plan, planning, registry, study
 from bench.cli import main
 from bench.errors import UsageError
 
@@ -25,7 +25,7 @@ def write(tmp_path):
 
 def labels(path, **more):
     registry.add_file(PLUGIN)
-    request = planning.Request(study=study.read(path), **more)
+    request = plan.Request(study=study.read(path), **more)
     return [p.cell.label for p in planning.select(request, "cpu")[0]]
 
 
@@ -62,7 +62,7 @@ def test_a_cell_named_twice_runs_once(write):
 def test_all_means_every_method_with_such_a_recipe_and_reports_no_gaps(write):
     registry.add_file(PLUGIN)
     path = write('[[cells]]\nmethod = "all"\ndataset = "digits"\npreset = "quick"\n')
-    planned, missing = planning.select(planning.Request(study=study.read(path)), "cpu")
+    planned, missing = planning.select(plan.Request(study=study.read(path)), "cpu")
     assert {"tiny", "linf_dist", "ibp"} <= {p.cell.method for p in planned}
     assert missing == []
 
@@ -70,14 +70,14 @@ def test_all_means_every_method_with_such_a_recipe_and_reports_no_gaps(write):
 def test_shards_share_the_cells_out(write):
     path = write('[[cells]]\nmethod = "tiny"\ndataset = "synthetic"\nseed = [0, 1, 2, 3, 4]\n')
     whole = labels(path)
-    shares = [labels(path, shard=planning.Shard.parse(f"{k}/3")) for k in (1, 2, 3)]
+    shares = [labels(path, shard=plan.Shard.parse(f"{k}/3")) for k in (1, 2, 3)]
     assert sorted(label for share in shares for label in share) == sorted(whole) and max(map(len, shares)) == 2
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_a_wrong_shard_is_refused(text):
     with pytest.raises(UsageError, match="--shard"):
-        planning.Shard.parse(text)
+        plan.Shard.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -131,5 +131,5 @@ def test_committed_studies_can_be_read():
     files = sorted(folder.glob("*.toml"))
     assert files
     for path in files:
-        planned, missing = planning.select(planning.Request(study=study.read(path)), "cpu")
+        planned, missing = planning.select(plan.Request(study=study.read(path)), "cpu")
         assert planned and not missing, (path.name, missing)
