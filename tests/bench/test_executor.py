@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import registry
+from bench import executor, registry
 from bench.cell import plan
 from bench.child import Task
 from bench.errors import UsageError
@@ -24,9 +25,9 @@ def tasks_in(folder, fates):
     ]
 
 
-def run(executor, tasks, **more):
+def run(engine, tasks, **more):
     said, seen = [], []
-    outcomes, cut = executor.run(tasks, 1, device="cpu", on_outcome=seen.append, say=said.append, **more)
+    outcomes, cut = engine.run(tasks, 1, device="cpu", on_outcome=seen.append, say=said.append, **more)
     assert sorted(map(id, seen)) == sorted(map(id, outcomes)) and not cut
     return outcomes, said
 
@@ -53,6 +54,21 @@ def test_cells_of_jobs_end_as_they_do_here(tmp_path):
     assert outcomes[0].record is not None and outcomes[0].record.clean > 0
     assert "SIGABRT" in outcomes[2].message
     assert said[0].startswith("3 cells in 2 local jobs")
+
+
+def test_a_job_that_dies_is_a_failure_of_each_of_its_cells(tmp_path):
+    """Killed by the cluster, say: there is no result, and the last line of what the engine knows is the reason."""
+
+    class Died:
+        job_id = "17"
+        paths = SimpleNamespace(stderr="jobs/17.err")
+
+        def result(self):
+            raise RuntimeError("Job 17 was killed\n  by the node's memory limit\n")
+
+    outcomes = executor._collect(Died(), tasks_in(tmp_path, {"good": {}, "nan": {"nan_at": "3"}}))
+    assert [o.code for o in outcomes] == [1, 1]
+    assert outcomes[0].message == "its job 17 died: by the node's memory limit (log: jobs/17.err)"
 
 
 def test_nothing_to_do_needs_no_engine(monkeypatch):
