@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import autoattack, certification
+from . import autoattack, certification, reattack
 from .attack import AttackConfig
 from .certification import OUTCOMES, Certification
 from .data import Split, load
 from .environment import code_version, environment
 from .eps import Eps
 from .errors import BenchError, UsageError
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
 from .posthoc import certify_with
 from .progress import Progress
+from .reattack import Reattack
 from .record import Record
 from .seeding import seed_of
 from .trained import WEIGHTS, Trained, of_record
@@ -92,8 +94,10 @@ def attack(
     seed: int,
     progress: Progress,
     examples: int | None = None,
-) -> Evaluation:
-    """The record's net under another attack, on the whole split or on a seeded sample of `examples` of it.
+) -> Reattack:
+    """Put the record's net under another attack and leave what survives beside the record.
+
+    examples: a seeded sample of so many of the split; None: all.
 
     Raises:
         Violation: it broke a class D or F32 certificate; the evidence is in the run's folder.
@@ -104,7 +108,8 @@ def attack(
     if examples is not None and examples < len(split):
         order = np.random.default_rng(seed_of(seed, "attack", "examples")).permutation(len(split))
         split = split.subset(torch.from_numpy(np.sort(order[:examples])).to(split.labels.device))
-    return evaluate(
+    began = time.monotonic()
+    found = evaluate(
         trained.method,
         trained.recipe,
         trained.net,
@@ -116,27 +121,26 @@ def attack(
         progress=progress,
         bundle_dir=again.runs_dir / record.path.name,
     )
-
-
-def union(record: Record, found: Evaluation) -> dict[str, Any]:
-    """What is left when the record's attacks and the new ones count together, on the examples of the new ones."""
-    arrays = record.arrays("robust", "certified", "index")
-    place = {int(index): row for row, index in enumerate(arrays["index"])}
-    if not all(int(index) in place for index in found.arrays["index"]):
+    index, robust = found.arrays["index"], found.arrays["robust"]
+    if not np.isin(index, record.arrays("index")["index"]).all():
         raise BenchError(f"the examples attacked are not those of record {record.short}")
-    rows = np.array([place[int(index)] for index in found.arrays["index"]])
-    before = arrays["robust"][rows]
-    both = before & found.arrays["robust"]
-    n = len(rows)
-    return {
-        "n": n,
-        "robust_before": 100.0 * int(before.sum()) / n,
-        "robust_now": 100.0 * int(found.arrays["robust"].sum()) / n,
-        "robust_both": 100.0 * int(both.sum()) / n,
-        "certified": 100.0 * int(arrays["certified"][rows].sum()) / n,
-        "newly_broken": int((before & ~np.asarray(found.arrays["robust"])).sum()),
+    suite = "autoattack" if config.autoattack else "pgd"
+    payload: dict[str, Any] = {
+        "attacked_with": {"suite": suite, "steps": config.steps, "restarts": config.restarts, "seed": seed},
         "attacks": found.summary["attacks"],
+        "counts": reattack.counts(record, index, robust),
+        "seconds": round(time.monotonic() - began, 3),
         "notes": found.summary["notes"],
+        **_circumstances(again),
+    }
+    return reattack.write(record, payload, {"index": index, "robust": robust})
+
+
+def _circumstances(again: Again) -> dict[str, Any]:
+    return {
+        "environment": environment(torch.device(again.device)),
+        "code": code_version(),
+        "finished": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
 
@@ -193,10 +197,8 @@ def certify(record: Record, again: Again, options: CertifyOptions, *, progress: 
         "n_borderline": told["n_borderline"],
         "limits": {"all_s": options.limit_s, "example_s": options.example_limit_s},
         "seconds": told["seconds"],
-        "environment": environment(torch.device(again.device)),
-        "code": code_version(),
         "notes": [*told["notes"], *notes],
-        "finished": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        **_circumstances(again),
     }
     arrays = {"index": index, "outcome": outcome, "bound": found.lower, "seconds": found.seconds}
     return certification.write(record, payload, arrays)

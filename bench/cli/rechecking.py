@@ -112,7 +112,10 @@ def attack(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Attack a finished run's net harder than its record did; the union can only be lower."""
+    """Attack a finished run's net harder than its record did; what survives lies beside the record, reports show it.
+
+    The union of both can only be lower than the record's robust accuracy.
+    """
     from .. import record
 
     found = record.find(Path(results), name)
@@ -131,25 +134,23 @@ def attack(
     )
     progress = Progress()
     try:
-        told = recheck.union(
-            found, recheck.attack(found, again, config, seed=seed, progress=progress, examples=examples)
-        )
+        told = recheck.attack(found, again, config, seed=seed, progress=progress, examples=examples)
     finally:
         progress.close()
     if as_json:
-        print_json({"run": found.short, **told})
+        print_json(told.row())
         return
     from ..text import columns
 
-    click.echo(columns(told["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
-    for note in told["notes"]:
+    click.echo(columns(told.data["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
+    for note in told.data["notes"]:
         click.echo(f"note: {note}")
     click.echo(
-        f"{told['n']} examples; "
-        f"robust: {told['robust_before']:.2f} % by the record, {told['robust_now']:.2f} % by these attacks, "
-        f"{told['robust_both']:.2f} % by both ({told['newly_broken']} newly broken); "
-        f"certified {told['certified']:.2f} %"
+        f"{told.n} examples; robust: {told.percent('robust_before'):.2f} % by the record, "
+        f"{told.percent('robust_now'):.2f} % by these attacks, {told.percent('robust_both'):.2f} % by both "
+        f"({told.count('newly_broken')} newly broken); certified {told.percent('certified'):.2f} %"
     )
+    say(f"kept beside the record: {told.path.name}")
 
 
 @click.command()

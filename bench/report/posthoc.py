@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from ..certification import Certification, own_count
+from ..beside import own_count
+from ..certification import Certification
 from ..record import Record
 from . import fmt, stats
 from .cells import METHOD, plain, table

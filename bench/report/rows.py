@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import certification, record
+from .. import certification, reattack, record
 from ..certification import Certification
+from ..reattack import Reattack
 from ..recipe import PRESETS
 from ..record import Record
 from . import columns, stats, styles
@@ -310,7 +311,8 @@ class Inputs:
 
     pools: list[Pool] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
-    certifications: list[tuple[Record, Certification]] = field(default_factory=list)  # added after the fact
+    certifications: list[tuple[Record, Certification]] = field(default_factory=list)  # added after the fact,
+    reattacks: list[tuple[Record, Reattack]] = field(default_factory=list)  # as these were
     problems: list[str] = field(default_factory=list)  # broken guards, unreadable records: exit code 1
     notices: list[str] = field(default_factory=list)
 
@@ -393,8 +395,12 @@ def gather(records: Iterable[Record], published: Sequence[Published]) -> Inputs:
     for key in sorted(groups, key=str):
         inputs.pools.append(Pool(tuple(groups[key][seed] for seed in sorted(groups[key]))))
     inputs.pools = [_with_published(inputs, pool) for pool in inputs.pools]
-    inputs.certifications, unusable = certification.of_records(inputs.records)
-    inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in unusable]
+    for one in inputs.records:
+        certified, unusable = certification.of_record(one)
+        attacked, bad = reattack.of_record(one)
+        inputs.certifications += [(one, found) for found in certified]
+        inputs.reattacks += [(one, found) for found in attacked]
+        inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in (*unusable, *bad)]
     return inputs
 
 

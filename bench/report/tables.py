@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from . import detail, fmt, paper, posthoc, stats, styles
+from . import detail, fmt, paper, posthoc, reattacks, stats, styles
 from .cells import (
     ACC,
     ACCURACIES,
@@ -232,6 +232,7 @@ def build(inputs: Inputs) -> list[Table]:
     makers: list[Callable[[Inputs], Table | None]] = [
         gap,
         posthoc.posthoc,
+        reattacks.reattacks,
         detail.cost,
         detail.attacks,
         detail.ablation,

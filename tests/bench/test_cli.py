@@ -251,15 +251,17 @@ def test_attack_reports_the_union(folder):
     (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
     done = call("attack", run["cell"], "--steps", 2, "--restarts", 1, *at(folder), "--json", "--threads", 1)
     told = json.loads(done.stdout)
-    assert told["robust_both"] <= min(told["robust_before"], told["robust_now"])
+    assert told["certified"] <= told["robust_both"] <= min(told["robust_before"], told["robust_now"])
+    (kept,) = (folder / "results").rglob(told["file"])
+    assert run["cell"] in kept.parent.name
 
 
 def test_attack_on_a_sample_counts_the_sample_only(folder):
     (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
     more = ("--steps", 2, "--restarts", 1, "--examples", 5, *at(folder), "--json", "--threads", 1)
     told = json.loads(call("attack", run["cell"], *more).stdout)
-    assert told["n"] == 5
-    assert all(told[key] % 20 == 0 for key in ("robust_before", "robust_now", "robust_both", "certified"))
+    assert told["n"] == 5 and told["file"] == "attacked-pgd-n5.json"
+    assert all(0 <= told[key] <= 5 for key in ("correct", "robust_before", "robust_now", "robust_both", "certified"))
 
 
 def test_autoattack_without_its_library_is_one_line_before_anything_is_done(folder, monkeypatch):

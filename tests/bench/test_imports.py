@@ -38,9 +38,12 @@ ONLY = {
     "bench.record": ("bench.record_arrays", "bench.record_check", "bench.eps", "bench.errors", "bench.files"),
     "bench.record_arrays": ("bench.errors", "bench.eps"),
     "bench.record_check": ("bench.errors", "bench.eps"),
-    "bench.certification": ("bench.record", "bench.record_arrays", "bench.record_check", "bench.errors", "bench.files"),
-    "bench.report": ("bench.record", "bench.certification", "bench.record_arrays", "bench.record_check", "bench.eps",
-                     "bench.errors", "bench.recipe", "bench.text", "bench.files", "bench.__version__"),
+    "bench.beside": ("bench.record", "bench.record_arrays", "bench.record_check", "bench.errors", "bench.files"),
+    "bench.certification": ("bench.beside", "bench.record"),
+    "bench.reattack": ("bench.beside", "bench.record"),
+    "bench.report": ("bench.record", "bench.beside", "bench.certification", "bench.reattack", "bench.record_arrays",
+                     "bench.record_check", "bench.eps", "bench.errors", "bench.recipe", "bench.text", "bench.files",
+                     "bench.__version__"),
 }  # fmt: skip
 
 # No room looks back along the way of an image: data -> train -> evaluate -> record -> report, cli above all.
@@ -63,8 +66,8 @@ FOR_METHODS = ("bench.lirpa", "bench.threat", "bench.certify", "bench.flops", "b
 TORCH_FREE = (
     "bench", "bench.eps", "bench.errors", "bench.seeding", "bench.recipe", "bench.registry", "bench.sources",
     "bench.probe", "bench.scaffold", "bench.progress", "bench.cell", "bench.cli", "bench.conformance",
-    "bench.conformance.parent", "bench.data", "bench.data.catalogue", "bench.record", "bench.certification",
-    "bench.report",
+    "bench.conformance.parent", "bench.data", "bench.data.catalogue", "bench.record", "bench.beside",
+    "bench.certification", "bench.reattack", "bench.report",
 )  # fmt: skip
 
 THIRD_PARTY = {

@@ -1,0 +1,108 @@
+"""Attacks on a finished run's net after the fact, harder than its record's own or by another library. Torch-free.
+
+What `bench attack` finds lies beside the record, `attacked-<suite>[-n<N>].json` and .npz, with the examples that were
+right and survived these attacks (`beside.py`). The record keeps its numbers: an upper bound of the same nets' robust
+accuracy on the same examples is the union, right and broken by neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import beside
+from .beside import Beside, Kind
+from .record import Problem, Record
+
+# of the examples attacked: by the record, by these attacks alone, by both; certified by the record
+COUNTS = ("correct", "robust_before", "robust_now", "robust_both", "newly_broken", "certified")
+
+
+class Reattack(Beside):
+    """A checked one; arrays: index int32, robust uint8 (right and not broken by these attacks), [n] each."""
+
+    @property
+    def suite(self) -> str:
+        """`pgd` or `autoattack`."""
+        return str(self.data["attacked_with"]["suite"])
+
+    def percent(self, key: str) -> float:
+        return 100.0 * self.count(key) / self.n
+
+    def row(self) -> dict[str, Any]:
+        """The flat object that `bench attack --json` prints."""
+        flat = {k: self.data[k] for k in ("record", "eps", "split", "n", "n_test", "seconds", "attacks", "notes")}
+        return {**self.data["trained_with"], **self.data["attacked_with"], **flat, **self.data["counts"],
+                "file": self.path.name}  # fmt: skip
+
+
+def counts(record: Record, index: np.ndarray, robust: np.ndarray) -> dict[str, int]:
+    """What the record's attacks and these leave together, on these examples."""
+    theirs = record.arrays("index", "correct", "robust", "certified")
+    place = {int(at): row for row, at in enumerate(theirs["index"])}
+    rows = np.array([place[int(at)] for at in index], dtype=np.intp)
+    return _counts({k: theirs[k][rows] for k in ("correct", "robust", "certified")}, robust)
+
+
+def _counts(theirs: Mapping[str, np.ndarray], robust: np.ndarray) -> dict[str, int]:
+    now, before = robust.astype(bool), theirs["robust"].astype(bool)
+    return {
+        "correct": int(theirs["correct"].sum()),
+        "robust_before": int(before.sum()),
+        "robust_now": int(now.sum()),
+        "robust_both": int((now & before).sum()),
+        "newly_broken": int((before & ~now).sum()),
+        "certified": int(theirs["certified"].sum()),
+    }
+
+
+def _contradiction(
+    data: Mapping[str, Any], arrays: Mapping[str, np.ndarray], record: Record, rows: np.ndarray
+) -> str | None:
+    theirs = {k: v[rows] for k, v in record.arrays("correct", "robust", "certified").items()}
+    found = _counts(theirs, arrays["robust"])
+    for key in COUNTS:
+        if data["counts"][key] != found[key]:
+            return f"counts.{key} = {data['counts'][key]} but the arrays give {found[key]}"
+    proved = record.certificate_class in ("D", "F32")  # class R leaves rounding open, so an attack may contradict it
+    if proved and (theirs["certified"].astype(bool) & ~arrays["robust"].astype(bool)).any():
+        return f"an example is broken that the record certifies with class {record.certificate_class}"
+    return None
+
+
+KIND = Kind(
+    word="attack",
+    names=re.compile(r"attacked-[a-z]+(-n[0-9]+)?\.json"),
+    command="bench attack",
+    version=1,
+    counts=COUNTS,
+    keys={"attacked_with": dict, "attacks": list},
+    inner={"attacked_with": ("suite", "steps", "restarts", "seed")},
+    arrays={"index": "int32", "robust": "uint8"},
+    contradiction=_contradiction,
+)
+
+
+def name_of(suite: str, n: int, n_all: int) -> str:
+    """The stem of its files."""
+    return f"attacked-{suite}" + (f"-n{n}" if n < n_all else "")
+
+
+def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reattack:
+    """Store attacks beside their record; an older result of the same suite and size is replaced.
+
+    Raises:
+        BenchError: it contradicts the record, holds what no record may hold, or the folder cannot be written.
+    """
+    stem = name_of(payload["attacked_with"]["suite"], len(arrays["index"]), record.n)
+    found = beside.write(KIND, record, stem, payload, arrays)
+    return Reattack(found.data, found.arrays, found.path)
+
+
+def of_record(record: Record) -> tuple[list[Reattack], list[Problem]]:
+    """What lies beside a record, by name; what cannot be used is a Problem, never an exception."""
+    found, problems = beside.of_record(KIND, record)
+    return [Reattack(one.data, one.arrays, one.path) for one in found], problems

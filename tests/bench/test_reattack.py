@@ -1,0 +1,100 @@
+"""Attacks added to a record: what is stored, what is refused, and what reports say about it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import reattack, record
+from bench.errors import BenchError
+from bench.reattack import Reattack, of_record, write
+from bench.record import Record, canonical, identity
+from bench.report import rows, tables
+
+make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "synthetic_records.py"))).make
+
+
+def attacked(one: Record, count: int | None = None, breaks: Any = (), **changes: Any) -> Reattack:
+    """What the record's attacks left standing and these, which break the examples at `breaks`, leave too."""
+    theirs = {k: v[:count] for k, v in one.arrays("index", "robust").items()}
+    robust = theirs["robust"].astype(np.uint8)
+    robust[list(breaks)] = 0
+    payload = {
+        "attacked_with": {"suite": "autoattack", "steps": 100, "restarts": 3, "seed": 1},
+        "attacks": [{"name": "apgd-ce", "steps": 100, "restarts": 1, "n_attacked": 9, "n_broken": len(breaks),
+                     "seconds": 1.0}],
+        "counts": reattack.counts(one, theirs["index"], robust), "seconds": 1.5, "environment": {},
+        "code": {"dirty": False}, "notes": [], "finished": "2026-01-31", **changes,
+    }  # fmt: skip
+    return write(one, payload, {"index": theirs["index"], "robust": robust})
+
+
+def uncertified(one: Record, count: int = 60) -> list[int]:
+    """Rows that are robust by the record and not certified, so that an attack may break them."""
+    flags = one.arrays("robust", "certified")
+    return [int(at) for at in np.flatnonzero(flags["robust"] & ~flags["certified"]) if at < count]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Record:
+    return make(tmp_path, n=60)
+
+
+def test_what_is_written_is_read_back_and_the_union_counts(one: Record) -> None:
+    at = uncertified(one)[:1]
+    kept = attacked(one, breaks=at)
+    found, problems = of_record(one)
+    assert not problems and [f.data for f in found] == [kept.data]
+    assert found[0].count("newly_broken") == 1
+    assert found[0].count("robust_both") == one.n_robust - 1
+    assert found[0].count("certified") == one.n_certified
+    assert found[0].path.name == "attacked-autoattack.json"
+
+
+def test_breaking_a_proved_example_cannot_be_stored(one: Record) -> None:
+    assert one.certificate_class in ("D", "F32")
+    proved = int(np.flatnonzero(one.arrays("certified")["certified"])[0])
+    with pytest.raises(BenchError, match="certifies with class"):
+        attacked(one, breaks=[proved])
+
+
+def test_wrong_counts_are_refused(one: Record) -> None:
+    with pytest.raises(BenchError, match=r"counts\.correct"):
+        attacked(one, counts=dict.fromkeys(reattack.COUNTS, 0))
+
+
+def test_a_forged_count_is_a_problem_even_with_a_mended_hash(one: Record) -> None:
+    path = attacked(one, breaks=uncertified(one)[:1]).path
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["counts"]["newly_broken"] = 0
+    path.write_bytes(canonical(data))
+    assert "edited" in of_record(one)[1][0].reason
+    data["id"] = identity(data)
+    path.write_bytes(canonical(data))
+    assert "newly_broken" in of_record(one)[1][0].reason
+
+
+def test_a_sample_is_named_and_shown_with_its_mark(one: Record, tmp_path: Path) -> None:
+    at = uncertified(one, 40)[:1]
+    part = attacked(one, 40, breaks=at)
+    assert part.path.name == "attacked-autoattack-n40.json" and part.is_subset
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    found = next(t for t in tables.build(inputs) if t.name == "reattacks")
+    (row,) = found.rows()
+    assert "s" in row["both"].marks and row["newly"].text == str(len(at))
+    assert "n = 40" in found.blocks[0].heading and "sample" in found.blocks[0].heading
+    assert row["open"].text == str(part.count("robust_both") - part.count("certified"))
+
+
+def test_reports_without_any_have_no_such_table_and_name_broken_ones(one: Record, tmp_path: Path) -> None:
+    path = attacked(one).path
+    path.write_text("{", encoding="utf-8")
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    assert "reattacks" not in {t.name for t in tables.build(inputs)}
+    assert any(path.name in line for line in inputs.problems)
