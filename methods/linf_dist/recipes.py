@@ -177,11 +177,11 @@ _QUICK: Sizes = (  # minutes; Fashion-MNIST's images are centred: a shift cost 1
     ("tinyimagenet", "1/255", 10, (512, 512), 2),
 )
 _HOUR: Sizes = (
-    ("mnist", "0.1", 120, (2048, 1024), 1),
-    ("mnist", "0.3", 120, (2048, 1024), 1),
-    ("fashion_mnist", "0.1", 120, (2048, 1024), 1),
-    ("cifar10", "2/255", 150, (1024, 512), 2),
-    ("cifar10", "8/255", 150, (1024, 512), 2),
+    ("mnist", "0.1", 120, (2048, 512, 512), 1),
+    ("mnist", "0.3", 120, (2048, 512, 512), 1),
+    ("fashion_mnist", "0.1", 60, (2048, 512, 512), 0),
+    ("cifar10", "2/255", 100, (1024, 512, 512), 2),
+    ("cifar10", "8/255", 100, (1024, 512, 512), 2),
 )
 
 
@@ -206,6 +206,10 @@ def _small(
 
 
 _TUNED = "ours: epochs and shift tuned on the validation split, n = 5,000; the rest chosen with a prototype"
+_TUNED_DEEPER = (
+    "ours: depth, lr and lambda tuned on the validation split at eps 0.3, n = 5,000: clean 97.10, certified 89.04, "
+    "360 CPU-s; the rest chosen with a prototype"
+)
 _SMALL = DistRecipe(
     dataset="synthetic",
     eps="0.1",
@@ -245,13 +249,16 @@ def v2_recipes() -> Iterator[DistRecipe]:
     radii = {"digits 0.1": 0.3, "synthetic 0.1": 0.3, "mnist 0.1": 0.3, "mnist 0.3": 0.45, "fashion_mnist 0.1": 0.225}
     radii |= {"cifar10 2/255": 0.03922, "cifar10 8/255": 0.09411, "tinyimagenet 1/255": 0.0196}
     natural: dict[str, object] = {"lambda0": 0.1, "lambda_end": 0.0005}
+    # Three hidden layers, lr, lambda: 85.1 -> 88.2 certified at 0.3 after 8 epochs (validation split, n = 5,000).
+    mnist: dict[str, object] = {"lr": 0.06, "lambda0": 0.2, "lambda_end": 0.001}
     changes: dict[str, dict[str, object]] = {
         "digits": {"lr": 0.03, "lambda0": 0.1, "lambda_end": 0.001},
+        "mnist": {**mnist, "widths": (1024, 512, 512), "source": _TUNED_DEEPER},
         "fashion_mnist": {"lambda_end": 0.0005, "source": _TUNED},
         "cifar10": {**natural, "source": _TUNED},
         "tinyimagenet": natural,
     }
     yield from _small(_QUICK, radii, _SMALL, **changes)
     hour = replace(_SMALL, preset="hour", source="ours: the quick recipe with a larger net and more epochs, not tuned")
-    untuned = {dataset: {**fields, "source": hour.source} for dataset, fields in changes.items()}
+    untuned = {dataset: {**fields, "source": hour.source} for dataset, fields in (changes | {"mnist": mnist}).items()}
     yield from _small(_HOUR, radii, hour, **untuned)
