@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import __version__, record
 from ..errors import BenchError
-from . import columns, draw, figures, fmt, page, published, readme, render, rows, tables
+from . import columns, draw, figures, findings, fmt, page, published, readme, render, rows, tables
 from .model import Table
 
 FORMATS = ("svg", "png")
@@ -231,6 +231,7 @@ def _blocks(inputs: rows.Inputs, found: Sequence[Table], specs: Sequence[figures
     if curves:
         blocks["figure"] = _picture(curves[0])
     blocks["what_was_run"] = _what_was_run(inputs)
+    blocks["findings"] = render.findings(findings.build(inputs))
     return blocks
 
 
@@ -277,7 +278,8 @@ def _index(inputs: rows.Inputs, found: Sequence[Table], specs: Sequence[figures.
     lines += [f"- Notice: {fmt.md(notice)}" for notice in inputs.notices]
     lines += [""] if inputs.problems or inputs.notices else []
     lines += [_what_was_run(inputs), ""]
-    lines += ["## Headlines", "", _without_title(render.markdown(found[0], title=False)), "## Tables", ""]
+    lines += ["## Headlines", "", _without_title(render.markdown(found[0], title=False))]
+    lines += ["## What it says, and what it does not", "", render.findings(findings.build(inputs)), "## Tables", ""]
     lines += ["| Table | Files |", "| --- | --- |"]
     for table in found:
         links = ", ".join(f"[{e}](tables/{table.name}.{e})" for e in ("md", "csv", "tex"))

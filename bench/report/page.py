@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
-from . import fmt, inline, provenance, render, styles, tables
+from . import findings, fmt, inline, provenance, render, styles, tables
 from .cells import ACCURACIES, accuracy, published_accuracy, setting_cell
 from .figures import Spec
 from .fmt import DASH
@@ -43,6 +43,7 @@ def build(inputs: Inputs, found: Sequence[Table], specs: Sequence[Spec], svgs: M
         "filters": _filters(results),
         "results": _html_table(results, "results", grouped=False),
         "legend": _legend(results),
+        "findings": _findings(findings.build(inputs)),
         "figures": figures,
         "tables": _more_tables(found),
         "reading": _reading(),
@@ -311,6 +312,15 @@ def _more_tables(found: Sequence[Table]) -> str:
             f"{_legend(table)}{notes}<p>{links}</p></details>"
         )
     return "".join(out)
+
+
+def _findings(found: findings.Findings) -> str:
+    """A paragraph per block, then the limits of all of them."""
+    if not found.limits:
+        return "<p>Nothing yet: there are no records.</p>"
+    says = "".join(f"<dt>{fmt.html(head)}</dt><dd>{fmt.html(' '.join(text))}</dd>" for head, text in found.says)
+    limits = "".join(f"<li>{fmt.html(line)}</li>" for line in found.limits)
+    return (f"<dl>{says}</dl>" if says else "") + f"<h3>What it does not say</h3><ul>{limits}</ul>"
 
 
 def _instead(count: int) -> str:

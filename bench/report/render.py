@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from . import fmt
+from .findings import Findings
 from .model import Cell, Column, Row, Table
 
 _SIGNS = {"\u2020", "\u2021"}  # printed as they are; all other marks are superscripts
@@ -19,6 +20,14 @@ def head(column: Column) -> str:
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def findings(found: Findings) -> str:
+    """A list entry per block, then the limits of all of them."""
+    lines = [f"- **{fmt.md(heading)}.** {fmt.md(' '.join(text))}" for heading, text in found.says]
+    if found.limits:
+        lines += ["", "What it does not say:", "", *(f"- {fmt.md(line)}" for line in found.limits)]
+    return "\n".join(lines or ["Nothing yet: there are no records."]) + "\n"
 
 
 def markdown(table: Table, *, title: bool = True) -> str:
