@@ -169,8 +169,8 @@ Sizes = tuple[tuple[str, str, int, tuple[int, ...], int], ...]
 _QUICK: Sizes = (  # minutes; Fashion-MNIST's images are centred: a shift cost 1.5 points in 14 to 36 epochs
     ("digits", "0.1", 100, (128, 128), 0),
     ("synthetic", "0.1", 10, (32,), 0),
-    ("mnist", "0.1", 24, (1024, 512), 1),
-    ("mnist", "0.3", 24, (1024, 512), 1),
+    ("mnist", "0.1", 24, (1024, 512, 512), 1),
+    ("mnist", "0.3", 24, (1024, 512, 512), 1),
     ("fashion_mnist", "0.1", 28, (1024, 512), 0),
     ("cifar10", "2/255", 36, (512, 512), 2),
     ("cifar10", "8/255", 36, (512, 512), 2),
@@ -228,7 +228,11 @@ def v1_recipes() -> Iterator[DistRecipe]:
         yield from (paper, _short(paper))
     radii = {"digits 0.1": 0.3, "synthetic 0.1": 0.3, "mnist 0.1": 0.3, "mnist 0.3": 0.45, "fashion_mnist 0.1": 0.225}
     radii |= {"cifar10 2/255": 0.03922, "cifar10 8/255": 0.1568}
-    yield from _small(_QUICK, radii, replace(_SMALL, weight_decay=5e-3), digits={"lr": 0.03})
+    changes: dict[str, dict[str, object]] = {
+        "digits": {"lr": 0.03},
+        "mnist": {"lr": 0.06, "source": "ours: depth and lr of linf_dist_v2, tried on the validation split, eps 0.3"},
+    }  # 8 epochs, n = 5,000: certified 85.60 with two layers and lr 0.04, 86.74 so
+    yield from _small(_QUICK, radii, replace(_SMALL, weight_decay=5e-3), **changes)
 
 
 def mlp_recipes() -> Iterator[DistRecipe]:
@@ -239,7 +243,8 @@ def mlp_recipes() -> Iterator[DistRecipe]:
     radii |= {"cifar10 2/255": 0.008627, "cifar10 8/255": 0.03451, "tinyimagenet 1/255": 0.005}
     base = replace(_SMALL, weight_decay=5e-3, head=128, kappa=0.5, eps_ramp=(0.0, 0.125))
     natural: dict[str, object] = {"kappa": 1.0}
-    yield from _small(_QUICK, radii, base, digits={"lr": 0.03}, cifar10=natural, tinyimagenet=natural)
+    mnist: dict[str, object] = {"source": "ours: linf_dist_v2's distance layers, the rest not tuned for this cell"}
+    yield from _small(_QUICK, radii, base, digits={"lr": 0.03}, mnist=mnist, cifar10=natural, tinyimagenet=natural)
 
 
 def v2_recipes() -> Iterator[DistRecipe]:
@@ -253,12 +258,12 @@ def v2_recipes() -> Iterator[DistRecipe]:
     mnist: dict[str, object] = {"lr": 0.06, "lambda0": 0.2, "lambda_end": 0.001}
     changes: dict[str, dict[str, object]] = {
         "digits": {"lr": 0.03, "lambda0": 0.1, "lambda_end": 0.001},
-        "mnist": {**mnist, "widths": (1024, 512, 512), "source": _TUNED_DEEPER},
+        "mnist": {**mnist, "source": _TUNED_DEEPER},
         "fashion_mnist": {"lambda_end": 0.0005, "source": _TUNED},
         "cifar10": {**natural, "source": _TUNED},
         "tinyimagenet": natural,
     }
     yield from _small(_QUICK, radii, _SMALL, **changes)
     hour = replace(_SMALL, preset="hour", source="ours: the quick recipe with a larger net and more epochs, not tuned")
-    untuned = {dataset: {**fields, "source": hour.source} for dataset, fields in (changes | {"mnist": mnist}).items()}
+    untuned = {dataset: {**fields, "source": hour.source} for dataset, fields in changes.items()}
     yield from _small(_HOUR, radii, hour, **untuned)
