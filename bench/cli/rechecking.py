@@ -100,6 +100,7 @@ def _verified(record: Any, level: int | None, examples: int, points: int | None,
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the starting points.")
 @click.option("--autoattack", is_flag=True, help="Also AutoAttack, standard version (slow; needs pyautoattack).")
 @click.option("--examples", type=click.IntRange(1), metavar="N", help="A seeded sample of the split [default: all].")
+@click.option("--skip-certified", is_flag=True, help="Leave out what has a class D or F32 certificate.")
 @finished_run_options
 def attack(
     name: str,
@@ -108,6 +109,7 @@ def attack(
     seed: int,
     autoattack: bool,
     examples: int | None,
+    skip_certified: bool,
     results: str,
     as_json: bool,
     **where: Any,
@@ -131,6 +133,7 @@ def attack(
         surrogate_steps=steps,
         surrogate_restarts=restarts,
         autoattack=autoattack,
+        attack_certified=not (skip_certified and found.certificate_class in ("D", "F32")),
     )
     progress = Progress()
     try:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import bench
-from bench import doctor, plan, planning, registry
+from bench import doctor, plan, planning, record, registry
 from bench import estimate as estimating
 from bench.cli import main
 from bench.environment import device_name, worker_environment
@@ -262,6 +262,17 @@ def test_attack_on_a_sample_counts_the_sample_only(folder):
     told = json.loads(call("attack", run["cell"], *more).stdout)
     assert told["n"] == 5 and told["file"] == "attacked-pgd-n5.json"
     assert all(0 <= told[key] <= 5 for key in ("correct", "robust_before", "robust_now", "robust_both", "certified"))
+
+
+@pytest.mark.parametrize(("cls", "left_out"), [("D", True), ("F32", True), ("R", False), (None, False)])
+def test_attack_leaves_out_only_what_no_attack_can_break(folder, monkeypatch, cls, left_out):
+    seen = []
+    monkeypatch.setattr(record.Record, "certificate_class", cls)
+    monkeypatch.setattr("bench.recheck.attack", lambda *a, **_: seen.append(a[2]))
+    (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    call("attack", run["cell"], "--skip-certified", *at(folder))
+    call("attack", run["cell"], *at(folder))
+    assert [config.attack_certified for config in seen] == [not left_out, True]
 
 
 def test_autoattack_without_its_library_is_one_line_before_anything_is_done(folder, monkeypatch):
