@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..record import Record
 from . import fmt, stats
 from .rows import PRESET_MEANS, PRESETS, Block, Inputs, Pool, paired_p
 
@@ -169,22 +170,21 @@ def _source(pool: Pool) -> str:
 
 
 def _attacks(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
-    ids = {r.id for p in pools for r in p.records}
-    later = [one for record, one in inputs.reattacks if record.id in ids and one.suite == "autoattack"]
-    hit = {record.id for record, one in inputs.reattacks if record.id in ids and one.suite == "autoattack"}
-    hit |= {r.id for p in pools for r in p.records if _has_autoattack(p)}
-    text = f"Attacks: robust accuracy is an upper bound. AutoAttack was run on {len(hit)} of {len(ids)} nets"
+    records = {r.id: r for p in pools for r in p.records}
+    later = [one for r, one in inputs.reattacks if r.id in records and one.suite == "autoattack"]
+    hit = {str(one.data["record"]) for one in later} | {r.id for r in records.values() if _has_autoattack(r)}
+    text = f"Attacks: robust accuracy is an upper bound. AutoAttack was run on {len(hit)} of {len(records)} nets"
     if later:
         least, broken = min(one.n for one in later), sum(one.count("newly_broken") for one in later)
         text += (
-            f" (at least {least} images each; it broke {broken} images that the record's own attacks had not, and none "
-            "that a class D or F32 certificate covers)"
+            f" (at least {least} images each); a longer PGD and AutoAttack broke {broken} images that the records' "
+            "own attacks had not, none with a class D or F32 certificate (table Attacked again)"
         )
     return [text + "."]
 
 
-def _has_autoattack(pool: Pool) -> bool:
-    return any(a["name"].startswith("aa_") for a in pool.first.data["evaluation"]["attacks"])
+def _has_autoattack(record: Record) -> bool:
+    return any(attack["name"].startswith("aa_") for attack in record.data["evaluation"]["attacks"])
 
 
 def _times(pools: Sequence[Pool]) -> list[str]:
