@@ -192,6 +192,6 @@ def _times(pools: Sequence[Pool]) -> list[str]:
     threads = sorted({int(r.data["environment"]["threads"]) for p in pools for r in p.records})
     count = " or ".join(map(str, threads))
     return [
-        f"Times are wall clock on {'; '.join(devices)}, {count} thread{'' if threads == [1] else 's'} each, with whatever "
-        "else the machine did meanwhile: small differences are noise."
+        f"Times are wall clock on {'; '.join(devices)}, {count} thread{'' if threads == [1] else 's'} each, with "
+        "whatever else the machine did meanwhile: small differences are noise."
     ]
