@@ -29,7 +29,7 @@ def build(inputs: Inputs) -> Findings:
         pools = _fit(block)
         if len({p.method for p in pools}) < 2:
             continue
-        heading = f"{block.setting.title}, preset {block.preset}, n = {fmt.printable(str(block.n))}"
+        heading = f"{block.setting.title}, preset {block.preset}, n = {block.n}"
         says.append((heading, [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools)]))
     return Findings(says, _limits(inputs) if inputs.pools else [])
 
@@ -42,8 +42,14 @@ def _percent(pool: Pool, kind: str) -> str:
     return f"{fmt.fixed(pool.percent(kind), fmt.decimals(pool.n))} %"
 
 
+def _name(pool: Pool) -> str:
+    """`l_inf-dist net (boosted)`: a comma inside a name would be lost in a list."""
+    first, _, rest = pool.title.partition(", ")
+    return f"{first} ({rest})" if rest else first
+
+
 def _names(pools: Sequence[Pool]) -> str:
-    names = [p.title for p in pools]
+    names = [_name(p) for p in pools]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -53,11 +59,11 @@ def _leader(pools: Sequence[Pool]) -> list[str]:
     adjusted = stats.holm([paired_p(best, p, "certified") for p in others])
     tied = [p for p, value in zip(others, adjusted, strict=True) if value >= 0.05]
     apart = [p for p in others if p not in tied]
-    text = f"{best.title} proves most, {_percent(best, 'certified')} (certificate of class {best.cls})"
+    text = f"{_name(best)} proves most, {_percent(best, 'certified')} (certificate of class {best.cls})"
     if tied:
         text += f"; on these images {_names(tied)} cannot be told from it"
     if apart and apart[0].percent("certified") >= NOTHING:
-        text += f"; {apart[0].title} follows with {_percent(apart[0], 'certified')} (class {apart[0].cls})"
+        text += f"; {_name(apart[0])} follows with {_percent(apart[0], 'certified')} (class {apart[0].cls})"
     return [text + "."]
 
 
@@ -69,7 +75,7 @@ def _accurate(pools: Sequence[Pool]) -> list[str]:
     proved = first.percent("certified")
     what = "next to nothing is proved" if proved < NOTHING else f"{_percent(first, 'certified')} is proved"
     return [
-        f"Most accurate on clean images is {first.title}, {_percent(first, 'correct')}, of which {what}; "
+        f"Most accurate on clean images is {_name(first)}, {_percent(first, 'correct')}, of which {what}; "
         f"the leader has {_percent(best, 'correct')}."
     ]
 
@@ -94,7 +100,7 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
     if wide:
         most = max(wide, key=gap)
         found.append(
-            f"For {_names(wide)} up to {fmt.fixed(gap(most), places)} points ({most.title}) are neither broken nor "
+            f"For {_names(wide)} up to {fmt.fixed(gap(most), places)} points ({_name(most)}) are neither broken nor "
             "proved."
         )
     return found
@@ -107,7 +113,7 @@ def _empty(pools: Sequence[Pool]) -> list[str]:
     standing = max(empty, key=lambda p: p.count("robust"))
     return [
         f"The method's own certificate proves next to nothing for {_names(empty)}, whatever attacks leave standing (up "
-        f"to {_percent(standing, 'robust')}, {standing.title})."
+        f"to {_percent(standing, 'robust')}, {_name(standing)})."
     ]
 
 
@@ -133,7 +139,7 @@ def _seeds(pools: Sequence[Pool]) -> list[str]:
         spread = widest.over_seeds("certified")
         found.append(
             f"Where three or more seeds ran ({len(many)} rows), certified accuracy differed by up to "
-            f"{spread.high - spread.low:.2f} points between them ({widest.title}, {widest.first.dataset} "
+            f"{spread.high - spread.low:.2f} points between them ({_name(widest)}, {widest.first.dataset} "
             f"{widest.first.eps})."
         )
     return found
@@ -158,7 +164,7 @@ def _tuning(pools: Sequence[Pool]) -> list[str]:
     untuned = [p for p in own if not any(w in _source(p) for w in ("validation", "held-out"))]
     if not untuned:
         return []
-    names = ", ".join(sorted({p.title for p in untuned}))
+    names = ", ".join(sorted({_name(p) for p in untuned}))
     return [
         f"Tuning: {len(untuned)} of {len(own)} cheap recipes were not tuned for their cell ({names}); these methods "
         "may do better in the same time."
