@@ -53,6 +53,7 @@ def evaluate(
     progress: Watcher | None = None,
     batch_size: int | None = None,
     bundle_dir: Path | None = None,
+    radii: bool = True,
 ) -> Evaluation:
     """Evaluate a finished net on every example of a split.
 
@@ -64,6 +65,7 @@ def evaluate(
         attacks: the budget; `AttackConfig()` if None.
         batch_size: first chunk size; halved when memory runs out.
         bundle_dir: where a violated certificate leaves `violation-<index>.json`; usually the run's folder.
+        radii: False leaves every radius 0, where only attacks are asked for: some methods have to search for theirs.
 
     Raises:
         Violation: a D or F32 certificate contradicted by an attack or by its own clean margin.
@@ -75,8 +77,9 @@ def evaluate(
         job = _Job(method, recipe, net, split, spec, eps, state, chunks, progress or Silent())
         job.clean_and_bounds()
         state.check()
-        job.radii()
-        state.check()
+        if radii:
+            job.radii()
+            state.check()
         cascade = Cascade(
             method,
             recipe,

@@ -120,6 +120,7 @@ def attack(
         attacks=config,
         progress=progress,
         bundle_dir=again.runs_dir / record.path.name,
+        radii=False,
     )
     index, robust = found.arrays["index"], found.arrays["robust"]
     if not np.isin(index, record.arrays("index")["index"]).all():

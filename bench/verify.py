@@ -318,6 +318,7 @@ def verify_certified(
             seed=seed,
             attacks=config,
             progress=progress,
+            radii=False,
         )
     except Violation as error:
         return [said("AutoAttack on certified", str(error), len(rows))]

@@ -212,6 +212,13 @@ def test_without_the_option_certified_examples_are_left_out_and_the_record_says_
     assert np.array_equal(other.arrays["robust"], honest.arrays["robust"])
 
 
+def test_without_radii_nothing_but_the_radii_is_missing(tiny, honest):
+    other = judge(S.DistMethod(), *tiny, radii=False)
+    assert not other.arrays["radius"].any() and honest.arrays["radius"].any()
+    for name in ("correct", "robust", "certified", "margin"):
+        assert np.array_equal(other.arrays[name], honest.arrays[name])
+
+
 def test_the_crop_of_the_recipe_is_what_the_net_sees():
     data = S.random_split(10, shape=(1, 5, 5))
     net = S.DistNet(9, 3)
