@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 
 from . import detail, fmt, paper, posthoc, reattacks, stats, styles
@@ -133,7 +134,7 @@ def best_published(inputs: Inputs, setting: Setting) -> Published | None:
 
 
 def headline(inputs: Inputs) -> Table:
-    """Per setting the best rows of its leading block and the best published number: what the README shows."""
+    """Per setting the best rows of its leading block, the best of every other preset, the best published number."""
     columns = (
         Column("setting", "Data, eps", numeric=False), METHOD, Column("preset", "Preset", numeric=False), *ACC,
         Column("certificate", "Certificate", numeric=False), Column("train_s", "Train time", "down"),
@@ -143,16 +144,20 @@ def headline(inputs: Inputs) -> Table:
     rows, pools = [], []
     for setting in sorted(wanted):
         block = lead(inputs, setting)
-        shown = list(enumerate(block.pools[:4])) if block else []
-        for at, pool in shown:
-            assert block is not None
-            row = main_row(block, at)
+        others = [b for b in inputs.blocks_of(setting) if b is not block and not b.is_subset]
+        shown = [(b, 0) for b in others]
+        shown += [(block, at) for at in range(min(4, len(block.pools)))] if block else []
+        for of, at in shown:
+            pool = of.pools[at]
+            row = main_row(of, at)
             cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell(pool.first.preset)}
             cells["published"] = published_accuracy(pool.published, "certified") if pool.published else Cell()
+            if others:  # bold is won within one preset and would be read across all
+                cells = {key: replace(cell, bold=False) for key, cell in cells.items()}
             rows.append(Row(cells, row.data))
             pools.append(pool)
         best = best_published(inputs, setting)
-        if best and best.method not in {p.method for _, p in shown}:
+        if best and best.method not in {of.pools[at].method for of, at in shown}:
             row = published_only(best)
             cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell("published"), "certified": Cell()}
             cells |= {"published": row["certified"]}
