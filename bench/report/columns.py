@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ..record import Record
 from . import stats
 from .published import Cell
 
 if TYPE_CHECKING:
-    from .rows import Pool
+    from .rows import Checked, Pool
 
 ACCURACIES = (("clean", "correct"), ("robust", "robust"), ("certified", "certified"))
 CSV_COLUMNS: tuple[str, ...] = (
@@ -29,8 +28,9 @@ LONG_COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def record_row(pool: Pool, r: Record) -> dict[str, Any]:
-    """One record."""
+def record_row(pool: Pool, member: Checked) -> dict[str, Any]:
+    """One record, its counts after every attack there was."""
+    r = member.record
     data, cost, env = r.data, r.data["cost"], r.data["environment"]
     row: dict[str, Any] = {
         "published": 0, "dataset": r.dataset, "eps": str(r.eps), "norm": r.norm, "method": r.method, "title": r.title,
@@ -46,14 +46,14 @@ def record_row(pool: Pool, r: Record) -> dict[str, Any]:
     }  # fmt: skip
     if pool.broken is None:
         for key, kind in ACCURACIES:
-            count = getattr(r, f"n_{kind}")
+            count = member.count(kind)
             lo, hi = stats.wilson(count, r.n)
             row |= {f"n_{kind}": count, key: 100 * count / r.n, f"{key}_lo": lo, f"{key}_hi": hi}
     if theirs := pool.published:
         row |= {f"published_{key}": _number(getattr(theirs, key)) for key, _ in ACCURACIES}
         row["published_source"] = theirs.key
         if theirs.certified is not None and pool.broken is None and not r.is_subset:
-            row["delta_certified"] = float(Fraction(100 * r.n_certified, r.n) - Fraction(theirs.certified))
+            row["delta_certified"] = float(Fraction(100 * member.count("certified"), r.n) - Fraction(theirs.certified))
     return row
 
 

@@ -120,7 +120,7 @@ def curve(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None:
         counts = len(r) - np.searchsorted(r, grid.astype(np.float32), side="left")  # radius >= grid point
         counts[0] = pool.first.n_correct
         shares = [round(100.0 * int(c) / pool.n, 4) for c in counts]
-        points = {k: _percent(100 * Fraction(getattr(pool.first, f"n_{k}"), pool.n)) for k in ("certified", "robust")}
+        points = {k: _percent(100 * Fraction(pool.members[0].count(k), pool.n)) for k in ("certified", "robust")}
         series.append({"method": pool.method, "label": label(pool), "y": shares, **points, **looks[pool.method]})
         csv_rows += [
             {

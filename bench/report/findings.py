@@ -99,10 +99,9 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
         )
     if wide:
         most = max(wide, key=gap)
-        found.append(
-            f"For {_names(wide)} up to {fmt.fixed(gap(most), places)} points ({_name(most)}) are neither broken nor "
-            "proved."
-        )
+        points = f"{fmt.fixed(gap(most), places)} points"
+        points = points if len(wide) == 1 else f"up to {points} ({_name(most)})"
+        found.append(f"For {_names(wide)} {points} are neither broken nor proved.")
     return found
 
 

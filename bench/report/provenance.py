@@ -48,11 +48,12 @@ def _record(pool: Pool, recipes: dict[str, Any], machines: list[Any]) -> dict[st
     facts = {
         "id": r.id, "cell": r.cell_id, "title": pool.title,
         "setting": f"{styles.dataset_title(r.dataset)}, eps {r.eps}",
-        "preset": r.preset, "n": r.n, "counts": {k: getattr(r, f"n_{v}") for k, v in KIND_OF.items()},
+        "preset": r.preset, "n": r.n, "counts": {k: pool.members[0].count(v) for k, v in KIND_OF.items()},
         "intervals": {k: [round(x, 2) for x in pool.interval(v)] for k, v in KIND_OF.items()},
         "recipe": recipe["hash"][:12], "source": recipe["source"], "modified": r.is_modified,
         "certificates": [[c[k] for k in _CERTIFICATE] for c in data["evaluation"]["certificates"]],
-        "attacks": [_attack(a) for a in data["evaluation"]["attacks"]],
+        "attacks": [_attack(a) for a in data["evaluation"]["attacks"]]
+        + [f"later {_attack(a)}" for later in pool.members[0].later for a in later.data["attacks"]],
         "data": data["data"]["checksum"][:16], "official": data["data"]["official"], "subset": r.is_subset,
         "machine": machines.index(machine), "commit": data["code"]["commit"], "dirty": r.is_dirty,
         "version": data["code"]["version"], "finished": data["finished"], "weights": data["weights_sha256"][:16],

@@ -79,10 +79,18 @@ class Checked:
     record: Record
     flags: dict[str, np.ndarray]
     broken: str | None
+    later: tuple[Reattack, ...] = ()  # attacks on the whole split after the fact; what they broke is not robust
+
+    def count(self, kind: str) -> int:
+        """Examples that are `correct`, `robust` or `certified`, after every attack there was."""
+        return int(self.flags[kind].sum()) if self.later else int(getattr(self.record, f"n_{kind}"))
 
 
-def check(one: Record) -> Checked:
-    """Read the three flags of every example and hold them against the record's counts and their order."""
+def check(one: Record, later: Sequence[Reattack] = ()) -> Checked:
+    """Read the three flags of every example and hold them against the record's counts and their order.
+
+    later: attacks after the fact. Those on the whole split count; one on a sample would bias a share of the split.
+    """
     try:
         flags = one.arrays(*KINDS)
     except record.RecordError as error:
@@ -93,7 +101,18 @@ def check(one: Record) -> Checked:
             return Checked(one, {}, f"record {one.short}: {count} {kind} in the record, {int(flags[kind].sum())} flags")
     if (flags["certified"] & ~flags["robust"]).any() or (flags["robust"] & ~flags["correct"]).any():
         return Checked(one, {}, f"record {one.short}: certified => robust => correct is broken for some example")
-    return Checked(one, flags, None)
+    whole = tuple(attack for attack in later if not attack.is_subset)
+    for attack in whole:
+        robust = flags["robust"] & _survived(one, attack)
+        flags = {**flags, "robust": robust, "certified": flags["certified"] & robust}  # class R may be contradicted
+    return Checked(one, flags, None, whole)
+
+
+def _survived(one: Record, attack: Reattack) -> np.ndarray:
+    """Which examples a whole-split attack left standing, in the record's order."""
+    where = np.argsort(attack.index)
+    at = where[np.searchsorted(attack.index, one.arrays("index")["index"], sorter=where)]
+    return np.asarray(attack.arrays["robust"][at].astype(bool))
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,7 @@ class Pool:
 
     def count(self, kind: str) -> Fraction:
         """Mean over seeds of the number of `correct`, `robust` or `certified` examples."""
-        return Fraction(sum(getattr(r, f"n_{kind}") for r in self.records), self.k)
+        return Fraction(sum(m.count(kind) for m in self.members), self.k)
 
     def percent(self, kind: str) -> Fraction:
         return 100 * self.count(kind) / self.n
@@ -135,7 +154,7 @@ class Pool:
         return stats.wilson(float(self.count(kind)), self.n)
 
     def over_seeds(self, kind: str) -> stats.Spread:
-        return stats.spread([100.0 * getattr(r, f"n_{kind}") / r.n for r in self.records])
+        return stats.spread([100.0 * m.count(kind) / m.record.n for m in self.members])
 
     @cached_property
     def flags(self) -> dict[str, np.ndarray]:
@@ -174,19 +193,20 @@ class Pool:
 
     @cached_property
     def suite(self) -> str:
-        """`pgd 40x2 + pgd_p30 20x1`: name, steps x restarts."""
+        """`pgd 40x2 + pgd_p30 20x1`: name, steps x restarts; `+ later autoattack` after attacks on the whole split."""
         parts = []
         for attack in self.first.data["evaluation"]["attacks"]:
             size = "\u00d7".join(str(attack[k]) for k in ("steps", "restarts") if attack.get(k) is not None)
             parts.append(f"{attack['name']} {size}".strip())
+        parts += [f"later {later.suite}" for later in self.members[0].later]
         return " + ".join(parts) or "no attack"
 
     @property
     def is_weakly_attacked(self) -> bool:
+        attacks = [a for r in self.records for a in r.data["evaluation"]["attacks"]]
+        attacks += [a for m in self.members for later in m.later for a in later.data["attacks"]]
         return not any(
-            (a.get("steps") or 0) >= STANDARD_STEPS and (a.get("restarts") or 0) >= STANDARD_RESTARTS
-            for r in self.records
-            for a in r.data["evaluation"]["attacks"]
+            (a.get("steps") or 0) >= STANDARD_STEPS and (a.get("restarts") or 0) >= STANDARD_RESTARTS for a in attacks
         )
 
     def mean(self, get: Callable[[Record], Any]) -> float | None:
@@ -220,6 +240,8 @@ class Pool:
             found.append("m")
         if kind == "robust" and self.is_weakly_attacked:
             found.append("w")
+        if kind == "robust" and any(m.later for m in self.members):
+            found.append("a")
         if kind == "certified" and self.total("n_contradicted"):
             found.append("c")
         if kind == "certified" and self.cls == "R" and self.total("n_borderline"):
@@ -231,7 +253,7 @@ class Pool:
     @cached_property
     def csv_rows(self) -> list[dict[str, Any]]:
         """A row per record, for every csv that shows this pool."""
-        return [columns.record_row(self, r) for r in self.records]
+        return [columns.record_row(self, m) for m in self.members]
 
     @property
     def may_be_best(self) -> bool:
@@ -367,12 +389,16 @@ def gather(records: Iterable[Record], published: Sequence[Published]) -> Inputs:
     """Check every record, leave out validation runs, pool seeds."""
     inputs = Inputs(published=list(published))
     groups: dict[Any, dict[int, Checked]] = {}
+    later: dict[str, list[Reattack]] = {}
     left_out = 0
     for one in sorted(records, key=lambda r: (r.data["finished"], r.id)):
         if one.split != "test":
             left_out += 1
             continue
-        checked = check(one)
+        attacked, unusable = reattack.of_record(one)
+        checked = check(one, attacked)
+        inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in unusable]
+        later[one.id] = attacked
         if checked.broken:
             inputs.problems.append(checked.broken)
         r = one
@@ -397,10 +423,9 @@ def gather(records: Iterable[Record], published: Sequence[Published]) -> Inputs:
     inputs.pools = [_with_published(inputs, pool) for pool in inputs.pools]
     for one in inputs.records:
         certified, unusable = certification.of_record(one)
-        attacked, bad = reattack.of_record(one)
         inputs.certifications += [(one, found) for found in certified]
-        inputs.reattacks += [(one, found) for found in attacked]
-        inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in (*unusable, *bad)]
+        inputs.reattacks += [(one, found) for found in later[one.id]]
+        inputs.problems += [f"{p.path.parent.name}: {p.path.name}: {p.reason}" for p in unusable]
     return inputs
 
 

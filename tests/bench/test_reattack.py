@@ -92,6 +92,37 @@ def test_a_sample_is_named_and_shown_with_its_mark(one: Record, tmp_path: Path) 
     assert row["open"].text == str(part.count("robust_both") - part.count("certified"))
 
 
+def test_what_a_later_attack_on_the_whole_split_broke_is_robust_in_no_table(one: Record, tmp_path: Path) -> None:
+    at = uncertified(one)[:1]
+    attacked(one, 40)  # a sample changes no share of the split
+    (before,) = rows.gather(record.scan(tmp_path)[0], []).pools
+    assert before.count("robust") == one.n_robust and "a" not in before.marks("robust")
+    attacked(one, breaks=at)
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    (pool,) = inputs.pools
+    assert pool.count("robust") == one.n_robust - 1 == int(pool.flags["robust"].sum())
+    assert pool.count("certified") == one.n_certified
+    assert "a" in pool.marks("robust") and "w" not in pool.marks("robust") and "a" not in pool.marks("clean")
+    assert pool.suite.endswith("+ later autoattack")
+    assert pool.csv_rows[0]["n_robust"] == one.n_robust - 1
+    shown = [row for t in tables.build(inputs) if t.name.startswith("main_") for row in t.rows()]
+    assert [row["method"].text for row in shown if "a" in row["robust"].marks] == [pool.title]
+
+
+def test_the_order_of_the_attacked_examples_does_not_matter(one: Record, tmp_path: Path) -> None:
+    flags = one.arrays("index", "robust", "certified")
+    robust = flags["robust"].astype(np.uint8)
+    robust[uncertified(one)[0]] = 0
+    turned = np.argsort(-flags["index"])
+    kept = attacked(one)
+    same = ("attacked_with", "attacks", "seconds", "environment", "code", "notes", "finished")
+    payload = {k: kept.data[k] for k in same}
+    payload["counts"] = reattack.counts(one, flags["index"][turned], robust[turned])
+    write(one, payload, {"index": flags["index"][turned], "robust": robust[turned]})
+    (pool,) = rows.gather(record.scan(tmp_path)[0], []).pools
+    assert (pool.flags["robust"] == (flags["robust"] & robust.astype(bool))).all()
+
+
 def test_reports_without_any_have_no_such_table_and_name_broken_ones(one: Record, tmp_path: Path) -> None:
     path = attacked(one).path
     path.write_text("{", encoding="utf-8")
