@@ -27,7 +27,7 @@ def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
 def place_label(ax: Axes, x: float, y: float, text: str, taken: list[Box]) -> None:
     """A small label beside a point at the first of its sixteen places that is free; it reserves the place."""
     px, py = _inches(ax, x, y)
-    w, h = 0.046 * len(text) + 0.03, 0.1
+    w, h = 0.052 * len(text) + 0.05, 0.1
     bounds = [float(v) / DPI for v in ax.get_window_extent().extents]
     best: tuple[float, Box] | None = None
     for ring in (0.06, 0.13, 0.22, 0.33):
