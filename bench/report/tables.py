@@ -147,6 +147,7 @@ def headline(inputs: Inputs) -> Table:
         others = [b for b in inputs.blocks_of(setting) if b is not block and not b.is_subset]
         shown = [(b, 0) for b in others]
         shown += [(block, at) for at in range(min(4, len(block.pools)))] if block else []
+        shown.sort(key=lambda one: PRESETS.index(one[0].preset))
         for of, at in shown:
             pool = of.pools[at]
             row = main_row(of, at)
