@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,26 +28,6 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "arrays": str, "finished": str,
 }  # fmt: skip
 _TRAINED_WITH = ("method", "preset", "seed")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of such results.
-
-    names: file names. command: what makes them again. counts: the keys of `counts`. keys: further keys and their types.
-    inner: keys that an object among them must have. arrays: name -> dtype, [n] each, `index` among them.
-    contradiction: what is wrong between JSON, arrays and the rows of the record that they speak about, or None.
-    """
-
-    word: str
-    names: re.Pattern[str]
-    command: str
-    version: int
-    counts: tuple[str, ...]
-    keys: Mapping[str, type | tuple[type, ...]]
-    inner: Mapping[str, tuple[str, ...]]
-    arrays: Mapping[str, str]
-    contradiction: Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Record, np.ndarray], str | None]
 
 
 @dataclass(frozen=True)
@@ -77,9 +57,32 @@ class Beside:
         return int(self.data["counts"][key])
 
 
-def write(
-    kind: Kind, record: Record, stem: str, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> Beside:
+B = TypeVar("B", bound=Beside)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[B]):
+    """One kind of such results.
+
+    made: the class of a result. names: file names. command: what makes them again. counts: the keys of `counts`.
+    keys: further keys and their types. inner: keys that an object among them must have. arrays: name -> dtype, [n]
+    each, `index` among them. contradiction: what is wrong between JSON, arrays and the rows of the record that they
+    speak about, or None.
+    """
+
+    word: str
+    made: type[B]
+    names: re.Pattern[str]
+    command: str
+    version: int
+    counts: tuple[str, ...]
+    keys: Mapping[str, type | tuple[type, ...]]
+    inner: Mapping[str, tuple[str, ...]]
+    arrays: Mapping[str, str]
+    contradiction: Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Record, np.ndarray], str | None]
+
+
+def write(kind: Kind[B], record: Record, stem: str, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> B:
     """Store a result beside its record; an older one of the same name is replaced.
 
     Args:
@@ -115,10 +118,10 @@ def write(
     path.unlink(missing_ok=True)  # a crash between the two files leaves none, not a mixture
     write_atomic(path.with_suffix(".npz"), packed)
     write_atomic(path, canonical(data))
-    return Beside(data, stored, path)
+    return kind.made(data, stored, path)
 
 
-def of_record(kind: Kind, record: Record) -> tuple[list[Beside], list[Problem]]:
+def of_record(kind: Kind[B], record: Record) -> tuple[list[B], list[Problem]]:
     """What lies beside a record, by name; what cannot be used is a Problem, never an exception."""
     found, problems = [], []
     for path in sorted(p for p in record.path.glob("*.json") if kind.names.fullmatch(p.name)):
@@ -130,13 +133,18 @@ def of_record(kind: Kind, record: Record) -> tuple[list[Beside], list[Problem]]:
     return found, problems
 
 
+def stem_of(name: str, n: int, n_all: int) -> str:
+    """The stem of a result's files: a part of the split says how many examples it has."""
+    return name + (f"-n{n}" if n < n_all else "")
+
+
 def own_count(record: Record, index: np.ndarray, flag: str) -> int:
     """How many of these examples the record itself counts as `correct`, `robust` or `certified`."""
     theirs = record.arrays("index", flag)
     return int(theirs[flag][np.isin(theirs["index"], index)].sum())
 
 
-def _read(kind: Kind, path: Path, record: Record) -> Beside:
+def _read(kind: Kind[B], path: Path, record: Record) -> B:
     data = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
@@ -150,10 +158,10 @@ def _read(kind: Kind, path: Path, record: Record) -> Beside:
     arrays = record_arrays.unpack(raw, sorted(kind.arrays), data["n"], kind.arrays)
     if fault := _contradiction(kind, data, arrays, record):
         raise ValueError(fault)
-    return Beside(data, arrays, path)
+    return kind.made(data, arrays, path)
 
 
-def _fault(kind: Kind, data: Mapping[str, Any], record: Record) -> str | None:
+def _fault(kind: Kind[Any], data: Mapping[str, Any], record: Record) -> str | None:
     """What is missing, malformed, or speaks about another net."""
     if data.get("version") != kind.version:
         return f"version {data.get('version')!r}; this suite reads {kind.version}"

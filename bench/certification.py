@@ -57,6 +57,7 @@ def _contradiction(
 
 KIND = Kind(
     word="certification",
+    made=Certification,
     names=re.compile(r"certified-[a-z_]+(-n[0-9]+)?\.json"),
     command="bench certify",
     version=1,
@@ -70,7 +71,7 @@ KIND = Kind(
 
 def name_of(certifier: str, n: int, n_all: int) -> str:
     """The stem of its files."""
-    return f"certified-{certifier}" + (f"-n{n}" if n < n_all else "")
+    return beside.stem_of(f"certified-{certifier}", n, n_all)
 
 
 def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Certification:
@@ -80,11 +81,9 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
         BenchError: it contradicts the record, holds what no record may hold, or the folder cannot be written.
     """
     stem = name_of(payload["certified_with"]["certifier"], len(arrays["index"]), record.n)
-    found = beside.write(KIND, record, stem, payload, arrays)
-    return Certification(found.data, found.arrays, found.path)
+    return beside.write(KIND, record, stem, payload, arrays)
 
 
 def of_record(record: Record) -> tuple[list[Certification], list[Problem]]:
     """What lies beside a record, by name; what cannot be used is a Problem, never an exception."""
-    found, problems = beside.of_record(KIND, record)
-    return [Certification(one.data, one.arrays, one.path) for one in found], problems
+    return beside.of_record(KIND, record)

@@ -75,6 +75,7 @@ def _contradiction(
 
 KIND = Kind(
     word="attack",
+    made=Reattack,
     names=re.compile(r"attacked-[a-z]+(-n[0-9]+)?\.json"),
     command="bench attack",
     version=1,
@@ -88,7 +89,7 @@ KIND = Kind(
 
 def name_of(suite: str, n: int, n_all: int) -> str:
     """The stem of its files."""
-    return f"attacked-{suite}" + (f"-n{n}" if n < n_all else "")
+    return beside.stem_of(f"attacked-{suite}", n, n_all)
 
 
 def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reattack:
@@ -98,11 +99,9 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
         BenchError: it contradicts the record, holds what no record may hold, or the folder cannot be written.
     """
     stem = name_of(payload["attacked_with"]["suite"], len(arrays["index"]), record.n)
-    found = beside.write(KIND, record, stem, payload, arrays)
-    return Reattack(found.data, found.arrays, found.path)
+    return beside.write(KIND, record, stem, payload, arrays)
 
 
 def of_record(record: Record) -> tuple[list[Reattack], list[Problem]]:
     """What lies beside a record, by name; what cannot be used is a Problem, never an exception."""
-    found, problems = beside.of_record(KIND, record)
-    return [Reattack(one.data, one.arrays, one.path) for one in found], problems
+    return beside.of_record(KIND, record)

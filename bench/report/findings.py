@@ -94,8 +94,8 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
     if close:
         widest = max(map(gap, close))
         found.append(
-            f"Attacks and proofs meet within {fmt.fixed(widest, places)} points for {_names(close)}: their robust "
-            "accuracy is known."
+            f"Attacks and proofs meet within {fmt.fixed(widest, places)} points for {_names(close)}: so well is "
+            "their robust accuracy known."
         )
     if wide:
         most = max(wide, key=gap)

@@ -14,7 +14,7 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "\u2020": "published, not measured here",
     "\u2021": "published by a paper other than the method's own",
     "q": "preset quick: minutes on two CPU cores, never comparable with a paper's numbers",
-    "h": "preset hour: one hour on two CPU cores, not the published recipe",
+    "h": "preset hour: up to an hour on two CPU cores, not the published recipe",
     "sh": "preset short: the published network, fewer epochs",
     "s": "a subset of the test images or classes; n stands in the row",
     "m": "the recipe was changed by hand (the change is named beside the method)",

@@ -26,7 +26,7 @@ PRESET_MARK = {"paper": "", "short": "sh", "hour": "h", "quick": "q"}
 PRESET_MEANS = {
     "paper": "as published",
     "short": "published network, fewer epochs",
-    "hour": "one hour on two CPU cores",
+    "hour": "up to an hour on two CPU cores",
     "quick": "minutes on two CPU cores",
 }
 LEVELS = ("cifar10", "tinyimagenet")  # radii of these are read in 1/255
