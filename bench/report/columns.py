@@ -10,7 +10,8 @@ from . import stats
 from .published import Cell
 
 if TYPE_CHECKING:
-    from .rows import Checked, Pool
+    from .checked import Checked
+    from .rows import Pool
 
 ACCURACIES = (("clean", "correct"), ("robust", "robust"), ("certified", "certified"))
 CSV_COLUMNS: tuple[str, ...] = (

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..record import RecordError
 from . import cells, fmt, styles, tables
-from .rows import KINDS, LEVELS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Setting, lead
+from .checked import KINDS
+from .rows import LEVELS, PRESET_MARK, PRESETS, Block, Inputs, Pool, Setting, lead
 
 CURVE_POINTS = 160  # steps of a curve; more cannot be told apart at column width
 BINS = 48
