@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import fmt
-from .figures import Spec
+from .figures import DRAW, Spec
 
 _HERE = Path(__file__).parent
 STYLE = _HERE / "style.mplstyle"
@@ -43,7 +43,7 @@ def matplotlib_version() -> str:
 def code_hash() -> str:
     """Changes with whatever decides how a specification is drawn."""
     digest = hashlib.sha256(matplotlib_version().encode())
-    for file in (_HERE / "draw.py", _HERE / "plots.py", _HERE / "labels.py", STYLE):
+    for file in (_HERE / "draw.py", *sorted((_HERE / "figures").glob("*.py")), STYLE):
         digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
@@ -141,10 +141,8 @@ def render(spec: Spec, formats: Sequence[str]) -> dict[str, bytes]:
         os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="bench-mpl-")  # matplotlib would print two lines about it
     import matplotlib  # 0.6 s, and only who draws needs it
 
-    from . import plots
-
     with matplotlib.rc_context(fname=str(STYLE)):
-        figure = plots.DRAW[spec.kind](spec.data)
+        figure = DRAW[spec.kind](spec.data)
         found = {}
         for form in formats:
             out = io.BytesIO()

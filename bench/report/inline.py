@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from . import plots, styles, toml
+from . import styles, toml
+from .figures import canvas, fate
 
 _PROLOG = re.compile(r"^.*?(?=<svg )", re.DOTALL)
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
@@ -26,15 +27,15 @@ _POINT = re.compile(r"([MLC]) ([-\d. \n]+)")
 def variables() -> dict[str, tuple[str, str, str]]:
     """hex of the light theme -> (name of the variable, light, dark)."""
     found = {"#000000": ("currentColor", "", ""), "#ffffff": ("var(--ground)", "", "")}
-    found[plots.GREY.lower()] = ("var(--muted)", "", "")
+    found[canvas.GREY.lower()] = ("var(--muted)", "", "")
     found["#404040"] = ("var(--muted)", "", "")
     found["#b0b0b0"] = ("var(--muted)", "", "")
-    found[plots.LIGHT.lower()] = ("var(--grid)", "", "")
-    found[plots.SOFT.lower()] = ("var(--soft)", "", "")
+    found[canvas.LIGHT.lower()] = ("var(--grid)", "", "")
+    found[canvas.SOFT.lower()] = ("var(--soft)", "", "")
     for at, slot in enumerate(toml.read(styles.FILE)["slot"]):
         if slot["light"] != "#000000":
             found[slot["light"].lower()] = (f"var(--m{at})", slot["light"], slot["dark"])
-    for (key, _, light, _), dark in zip(plots.FATES, ("#7FC4F0", "#2C5A78", "#8A5A12", "#3B4148"), strict=True):
+    for (key, _, light, _), dark in zip(fate.FATES, ("#7FC4F0", "#2C5A78", "#8A5A12", "#3B4148"), strict=True):
         found[light.lower()] = (f"var(--{key})", light, dark)
     return found
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bench import record
-from bench.report import draw, figures, plots, published, rows
+from bench.report import draw, figures, published, rows
+from bench.report.figures import pareto
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def specs(inputs):
 
 
 def test_every_kind_is_there(specs):
-    assert {s.kind for s in specs.values()} == set(plots.DRAW)
+    assert {s.kind for s in specs.values()} == set(figures.DRAW)
 
 
 def test_the_curve_is_the_count_of_radii_that_reach_so_far(specs, inputs):
@@ -35,9 +36,7 @@ def test_the_curve_is_the_count_of_radii_that_reach_so_far(specs, inputs):
 
 def test_a_step_never_overstates_between_two_points(specs):
     """Drawn as steps-pre: between two radii the line has the value of the larger one."""
-    from bench.report.plots import DRAW
-
-    figure = DRAW["curve"](specs["curve_mnist_0.1"].data)
+    figure = figures.DRAW["curve"](specs["curve_mnist_0.1"].data)
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 10]
     assert curves
     assert {line.get_drawstyle() for line in curves} == {"steps-pre"}
@@ -82,12 +81,12 @@ def test_the_distribution_counts_every_right_image(specs, inputs):
 
 
 def test_an_infinite_p_is_drawn_at_its_own_tick(specs):
-    figure = plots.DRAW["train"](specs["train_mnist_0.1"].data)
+    figure = figures.DRAW["train"](specs["train_mnist_0.1"].data)
     axes = next(a for a in figure.axes if a.get_title(loc="left") == "Exponent p")
     assert "\u221e" in [t.get_text() for t in axes.get_yticklabels()]
 
 
-@pytest.mark.parametrize("kind", sorted(plots.DRAW))
+@pytest.mark.parametrize("kind", sorted(figures.DRAW))
 def test_a_drawing_is_whole_and_of_final_size(specs, kind):
     spec = next(s for s in specs.values() if s.kind == kind)
     made = draw.render(spec, ("svg", "png"))
@@ -107,7 +106,7 @@ def test_no_label_leaves_the_paper(specs):
     close = [{**p, "y": 96.0 + i / 10, "yerr": [95.71, 96.89]} for i, p in enumerate(cost.data["points"])]
     for spec in (*specs.values(), replace(cost, data={**cost.data, "points": close})):
         with rc_context(fname=str(draw.STYLE)):
-            figure = plots.DRAW[spec.kind](spec.data)
+            figure = figures.DRAW[spec.kind](spec.data)
             figure.canvas.draw()
             drawn = figure.get_tightbbox()  # in inches, of what is really drawn
         width, height = figure.get_size_inches()
@@ -156,10 +155,10 @@ def test_drawing_leaves_the_global_generator_alone(specs, drawn_once):
 
 def test_methods_far_below_are_told_not_drawn():
     """An uncertified net at 0 % would squash nine methods into a line; without such a gap every point is drawn."""
-    assert figures._lowest_shown([98.1, 97.0, 94.2, 93.5, 66.6, 0.0, 0.0]) == 93.5
-    assert figures._lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
-    assert figures._lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
-    assert figures._lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
+    assert pareto._lowest_shown([98.1, 97.0, 94.2, 93.5, 66.6, 0.0, 0.0]) == 93.5
+    assert pareto._lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
+    assert pareto._lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
+    assert pareto._lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
 
 
 def test_a_far_method_keeps_its_row_in_the_csv_and_a_line_in_the_picture(tmp_path, make):

@@ -1,0 +1,158 @@
+"""Clean against certified accuracy, measured and published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import fmt, styles, tables
+from ..rows import Block, Inputs, Setting
+from .canvas import GREY, SINGLE, SOFT, add_axes, add_legend, legend_height, marker, new_figure, plain, write_under
+from .labels import Box, box_around, place_label
+from .spec import Spec, ids, label, look, looks_of, percent, sound, under
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GAP = 10.0  # points of certified accuracy: less is never a reason to leave a method out of a picture
+NOTE = 0.05  # height of a line of small text, as a share of a single figure's axes
+
+
+def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None:
+    """Measured rows filled, published ones hollow; nothing can lie above the diagonal."""
+    pools = [p for p in sound(block) if p.cls]
+    looks = looks_of(pools)
+    measured = [
+        {
+            "method": p.method,
+            "label": label(p),
+            "x": percent(p.percent("correct")),
+            "y": percent(p.percent("certified")),
+            "xerr": [round(v, 4) for v in p.interval("correct")],
+            "yerr": [round(v, 4) for v in p.interval("certified")],
+            "dots": [[percent(r.clean), percent(r.certified)] for r in p.records] if p.k > 1 else [],
+            **looks[p.method],
+        }
+        for p in pools
+    ]
+    names = sorted(inputs.published_of.get(setting, {}), key=styles.order)
+    theirs = [
+        c for m in names if (c := inputs.headline_of(setting, m)) and c.clean is not None and c.certified is not None
+    ]
+    published = [
+        {
+            "method": c.method,
+            "label": styles.title(c.method),
+            "x": float(c.clean or 0),
+            "y": float(c.certified or 0),
+            "key": c.key,
+            **look(styles.style(c.method)),
+        }
+        for c in theirs
+    ]
+    alone = not measured and (setting.dataset, setting.eps_text) not in tables.HEADLINES
+    if alone or len(measured) + len(published) < 2:
+        return None
+    rows = [
+        {"method": m["method"], "published": kind, "clean": m["x"], "certified": m["y"], "source": m.get("key", "")}
+        for kind, group in ((0, measured), (1, published))
+        for m in group
+    ]
+    if pools:
+        best = max(pools, key=lambda p: (p.count("certified"), p.method))
+        where = under(block) if block else setting.title
+        alt = (
+            f"Clean against certified accuracy on {where}: {best.first.title} certifies most of the measured methods, "
+            f"{fmt.percent(best.count('certified'), best.n)} % at {fmt.percent(best.count('correct'), best.n)} % clean."
+        )
+    else:
+        top = max(theirs, key=lambda c: (c.certified, c.method))
+        alt = (
+            f"Clean against certified accuracy on {setting.title}, published numbers only: {styles.title(top.method)} "
+            f"certifies most, {top.certified} % at {top.clean} % clean."
+        )
+    floor = _lowest_shown([p["y"] for p in (*measured, *published)])
+    data = {
+        "measured": [p for p in measured if p["y"] >= floor],
+        "published": [p for p in published if p["y"] >= floor],
+        "below": [_below(m["label"], fmt.percent(p.count("certified"), p.n), fmt.percent(p.count("correct"), p.n))
+                  for m, p in zip(measured, pools, strict=True) if m["y"] < floor]
+        + [_below(p["label"] + "\u2020", str(c.certified), str(c.clean))
+           for p, c in zip(published, theirs, strict=True) if p["y"] < floor],
+        "under": under(block) if block else setting.title,
+    }  # fmt: skip
+    title = f"Clean against certified accuracy: {setting.title}"
+    columns = ("method", "published", "clean", "certified", "source")
+    return Spec(f"pareto_{setting.slug}", "pareto", title, alt, data, columns, rows, ids(pools), setting)
+
+
+def _lowest_shown(certified: Sequence[float]) -> float:
+    """What lies below is told in words: drawn to scale, methods that certify next to nothing would squash the others.
+
+    The cut is the first gap, from the top, of GAP points or more that is wider than all that lies above it.
+    """
+    high_to_low = sorted(certified, reverse=True)
+    for at in range(1, len(high_to_low) - 1):
+        gap = high_to_low[at] - high_to_low[at + 1]
+        if gap >= max(GAP, high_to_low[0] - high_to_low[at]):
+            return high_to_low[at]
+    return high_to_low[-1]
+
+
+def _below(label: str, certified: str, clean: str) -> str:
+    return f"below: {label} {certified} % at {clean} % clean"
+
+
+def draw(data: Mapping[str, Any]) -> Figure:
+    """Filled points are ours, hollow ones published; grey where certified would exceed clean."""
+    measured, published = data["measured"], data["published"]
+    labels = [m["label"] for m in measured] + (["published\u2020"] if published else [])
+    foot = legend_height(labels, SINGLE)
+    figure = new_figure(SINGLE, 2.75 + foot)
+    ax = add_axes(figure, 0.46, 0.38 + foot, SINGLE - 0.6, 2.15)
+    xs = [p["x"] for p in published] + [end for m in measured for end in m["xerr"]]
+    ys = [p["y"] for p in published] + [end for m in measured for end in m["yerr"]]
+    x_low, x_high = _padded(xs, 0.16)
+    y_low, y_high = _padded(ys, 0.16)
+    below = data["below"]
+    y_low -= (y_high - y_low) * NOTE * len(below) / (1 - NOTE * len(below))  # room for their lines
+    ax.set_xlim(x_low, x_high)
+    ax.set_ylim(y_low, y_high)
+    edge = [max(x_low, y_low) - 1, min(x_high, 100) + 1]
+    ax.fill_between(edge, edge, [y_high + 100] * 2, color=SOFT, linewidth=0, zorder=0)
+    ax.plot(edge, edge, color=GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
+    from matplotlib.lines import Line2D
+
+    boxes: list[Box] = []
+    handles: list[Any] = []
+    for m in measured:
+        look = marker(m)
+        ax.plot(m["xerr"], [m["y"]] * 2, color=m["color"], linewidth=0.7, zorder=2)
+        ax.plot([m["x"]] * 2, m["yerr"], color=m["color"], linewidth=0.7, zorder=2)
+        for dot in m["dots"]:
+            ax.plot(*[[v] for v in dot], marker=".", markersize=2.5, color=m["color"], linestyle="none", zorder=2)
+        (line,) = ax.plot([m["x"]], [m["y"]], linestyle="none", zorder=5, gid=f"m-{m['method']}", **look)
+        handles.append(line)
+    for p in published:
+        ax.plot([p["x"]], [p["y"]], linestyle="none", zorder=4, **marker(p, published=True))
+    for p in (*measured, *published):
+        boxes.append(box_around(ax, p["x"], p["y"], 0.07, 0.07))
+    for p in published:
+        place_label(ax, p["x"], p["y"], plain(p["label"]) + "\u2020", boxes)
+    for at, text in enumerate(reversed(below)):
+        ax.text(0.02, 0.02 + NOTE * at, plain(text), transform=ax.transAxes, fontsize=6, color=GREY)
+    if published:
+        handles.append(Line2D([], [], linestyle="none", marker="o", markersize=4.5, markerfacecolor="none",
+                              markeredgecolor=GREY, markeredgewidth=1.0))  # fmt: skip
+    ax.grid(True)
+    ax.set_xlabel("clean accuracy %")
+    ax.set_ylabel("certified accuracy %")
+    add_legend(figure, handles, labels, SINGLE)
+    write_under(figure, data["under"])
+    return figure
+
+
+def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = max((high - low) * share, 1.0)
+    return max(-1.0, low - pad), min(101.0, high + pad)
