@@ -127,7 +127,7 @@ def of_record(kind: Kind[B], record: Record) -> tuple[list[B], list[Problem]]:
     for path in sorted(p for p in record.path.glob("*.json") if kind.names.fullmatch(p.name)):
         try:
             found.append(_read(kind, path, record))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError, BenchError) as error:  # BenchError: the record is damaged
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             problems.append(Problem(path, f"{reason}; repeat {kind.command}, or delete it"))
     return found, problems

@@ -8,7 +8,7 @@ accuracy on the same examples is the union, right and broken by neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,18 @@ class Reattack(Beside):
     def suite(self) -> str:
         """`pgd` or `autoattack`."""
         return str(self.data["attacked_with"]["suite"])
+
+    @property
+    def n_certified_attacked(self) -> int:
+        """How many examples with a certificate were attacked too; 0 where they were left out."""
+        attacks = self.data["attacks"]
+        open_before = self.count("correct") - self.count("certified")
+        return max(0, int(attacks[0]["n_attacked"]) - open_before) if attacks else 0
+
+    @property
+    def is_unreliable(self) -> bool:
+        """An attack warned that it may have been fooled."""
+        return any(attack.get("flags") for attack in self.data["attacks"])
 
     def percent(self, key: str) -> float:
         return 100.0 * self.count(key) / self.n
@@ -57,6 +69,23 @@ def _counts(theirs: Mapping[str, np.ndarray], robust: np.ndarray) -> dict[str, i
         "newly_broken": int((before & ~now).sum()),
         "certified": int(theirs["certified"].sum()),
     }
+
+
+def newly_broken(record: Record, found: Sequence[Reattack]) -> np.ndarray:
+    """Positions in the official split of examples that the record's attacks left standing and one of these broke."""
+    theirs = record.arrays("index", "robust")
+    standing = theirs["index"][theirs["robust"].astype(bool)]
+    gone = [one.index[~one.arrays["robust"].astype(bool)] for one in found]
+    return np.intersect1d(standing, np.concatenate(gone)) if gone else np.empty(0, np.int32)
+
+
+def n_open(record: Record, one: Reattack) -> int:
+    """Examples of an attack that nothing has broken and the record does not certify."""
+    theirs = record.arrays("index", "robust", "certified")
+    standing = np.intersect1d(
+        theirs["index"][theirs["robust"].astype(bool)], one.index[one.arrays["robust"].astype(bool)]
+    )
+    return len(np.setdiff1d(standing, theirs["index"][theirs["certified"].astype(bool)]))
 
 
 def _contradiction(

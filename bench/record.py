@@ -174,6 +174,11 @@ class Record:
         return str(self.data["environment"]["device"])
 
     @property
+    def machine(self) -> tuple[str, int]:
+        """Device and threads: only times of one machine may be compared."""
+        return self.device, int(self.data["environment"]["threads"])
+
+    @property
     def is_subset(self) -> bool:
         """Not the whole official test split: a few classes, or fewer examples."""
         return self.data["data"]["subset"] is not None or self.n < self.data["data"]["n_test"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .. import __version__, record
 from ..errors import BenchError
+from ..recipe import PRESETS
 from . import columns, draw, figures, findings, fmt, page, published, readme, render, rows, tables
 from .model import Table
 
@@ -251,7 +252,7 @@ def _what_was_run(inputs: rows.Inputs) -> str:
     names = sorted({r.method for r in records})
     devices = sorted({r.device for r in records})
     dates = sorted(r.data["finished"] for r in records)
-    presets = [p for p in rows.PRESETS if any(r.preset == p for r in records)]
+    presets = [p for p in PRESETS if any(r.preset == p for r in records)]
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return "\n".join(
         [

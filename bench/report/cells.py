@@ -9,11 +9,12 @@ from typing import Any
 
 from .. import __version__
 from . import fmt, styles
+from .blocks import Standing
 from .columns import CSV_COLUMNS, published_row
 from .fmt import DASH
 from .model import Block, Cell, Column, Row, Table
+from .pool import Pool, Setting
 from .published import Cell as Published
-from .rows import Pool, Setting, Standing
 
 KIND_OF = {"clean": "correct", "robust": "robust", "certified": "certified"}
 
@@ -122,11 +123,12 @@ def costs(pool: Pool) -> dict[str, Cell]:
     peak, flops, params = pool.cost("peak_memory_bytes"), pool.cost("flops"), pool.cost("params")
     epoch, each = pool.cost("s_per_epoch"), pool.cost("certify_ms")
     kernel = ", ".join(kernel_words(pool.first.data["environment"].get("kernels")).values())
+    several = len(pool.machines) > 1  # times of several machines have no mean
     return {
         "params": Cell(fmt.si(params), sort=params),
         "flops": Cell(fmt.si(flops), sort=flops),
         "s_per_epoch": Cell(fmt.seconds(epoch), sort=epoch),
-        "train_s": Cell(fmt.seconds(pool.train_s), sort=pool.train_s),
+        "train_s": Cell("n/a") if several else Cell(fmt.seconds(pool.train_s), sort=pool.train_s),
         "certify_ms": Cell(fmt.millis(each), sort=each),
         "peak": Cell(fmt.gib(None if peak is None else int(peak)), sort=peak),
         "kernel": Cell(kernel or DASH),

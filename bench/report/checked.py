@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ..reattack import Reattack
 from ..record import Record
 
 KINDS = ("correct", "robust", "certified")
+STANDARD_STEPS, STANDARD_RESTARTS = 40, 2  # of the PGD every record is meant to carry
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,34 @@ class Checked:
     flags: dict[str, np.ndarray]
     broken: str | None
     later: tuple[Reattack, ...] = ()  # attacks on the whole split after the fact; what they broke is not robust
+
+    @property
+    def n_contradicted(self) -> int:
+        """Class R certificates that an attack broke, the record's own or a later one."""
+        own = int(self.record.data["evaluation"].get("n_contradicted", 0))
+        return own + self.record.n_certified - self.count("certified")
+
+    @property
+    def is_standard(self) -> bool:
+        """Attacked with at least the standard PGD, and by nothing that warned it may have been fooled.
+
+        A robust accuracy that the certificates reach is exact, whatever attacked.
+        """
+        if self.count("robust") == self.count("certified"):
+            return True
+        attacks = [*self.record.data["evaluation"]["attacks"], *(a for x in self.later for a in x.data["attacks"])]
+        strong = any(
+            (a.get("steps") or 0) >= STANDARD_STEPS and (a.get("restarts") or 0) >= STANDARD_RESTARTS for a in attacks
+        )
+        return strong and not any(a.get("flags") for a in attacks)
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """Which official image each example is, [n]; empty if the arrays cannot be read."""
+        try:
+            return self.record.arrays("index")["index"]
+        except record.RecordError:
+            return np.empty(0, np.int32)
 
     def count(self, kind: str) -> int:
         """Examples that are `correct`, `robust` or `certified`, after every attack there was."""
@@ -55,3 +85,19 @@ def _survived(one: Record, attack: Reattack) -> np.ndarray:
     where = np.argsort(attack.index)
     at = where[np.searchsorted(attack.index, one.arrays("index")["index"], sorter=where)]
     return np.asarray(attack.arrays["robust"][at].astype(bool))
+
+
+def suite_of(members: Sequence[Checked]) -> str:
+    """`pgd 40x2 + pgd_p30 20x1 + later autoattack`: name, steps x restarts; later attacks are those on the whole split.
+
+    Of several seeds the first speaks for what was in the records; a later suite says which share of them it met.
+    """
+    parts = []
+    for attack in members[0].record.data["evaluation"]["attacks"]:
+        size = "\u00d7".join(str(attack[k]) for k in ("steps", "restarts") if attack.get(k) is not None)
+        parts.append(f"{attack['name']} {size}".strip())
+    later = [attack.suite for m in members for attack in m.later]
+    for suite in sorted(set(later)):
+        some = "" if later.count(suite) == len(members) else f" ({later.count(suite)} of {len(members)} seeds)"
+        parts.append(f"later {suite}{some}")
+    return " + ".join(parts) or "no attack"

@@ -7,11 +7,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from . import stats
+from .checked import suite_of
 from .published import Cell
 
 if TYPE_CHECKING:
     from .checked import Checked
-    from .rows import Pool
+    from .pool import Pool
 
 ACCURACIES = (("clean", "correct"), ("robust", "robust"), ("certified", "certified"))
 CSV_COLUMNS: tuple[str, ...] = (
@@ -36,8 +37,8 @@ def record_row(pool: Pool, member: Checked) -> dict[str, Any]:
     row: dict[str, Any] = {
         "published": 0, "dataset": r.dataset, "eps": str(r.eps), "norm": r.norm, "method": r.method, "title": r.title,
         "preset": r.preset, "seed": r.seed, "record": r.id, "cell": r.cell_id, "n": r.n,
-        "certificate": r.headline["name"], "certificate_class": r.certificate_class, "attacks": pool.suite,
-        "n_contradicted": data["evaluation"].get("n_contradicted", 0),
+        "certificate": r.headline["name"], "certificate_class": r.certificate_class, "attacks": suite_of([member]),
+        "n_contradicted": member.n_contradicted,
         "n_borderline": data["evaluation"].get("n_borderline", 0), "subset": r.is_subset, "modified": r.is_modified,
         "overrides": pool.overrides, "dirty": r.is_dirty, "broken": pool.broken is not None,
         **{k: cost.get(k) for k in ("params", "flops", "s_per_epoch", "certify_ms", "forward_ms", "peak_memory_bytes")},

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import reattack
 from ..record import Record, RecordError
 from . import fmt, stats, styles
 from .cells import ACCURACIES, KIND_OF
-from .rows import check
+from .checked import Checked, check
 
 ALPHA = 0.05
 _COSTS = (("s per epoch", "s_per_epoch"), ("train s", "train_s"), ("ms per certificate", "certify_ms"))
@@ -78,8 +79,11 @@ def compare(a: Record, b: Record) -> Comparison:
     Raises:
         RecordError: arrays of a record are missing, altered, or contradict its counts.
     """
-    lines = tuple(_accuracy(a, b, key) for key in ACCURACIES) + tuple(_cost(a, b, *c) for c in _COSTS)
+    one, two = _checked(a), _checked(b)
+    lines = tuple(_accuracy(one, two, key) for key in ACCURACIES) + tuple(_cost(a, b, *c) for c in _COSTS)
     notes = ["B against A: delta in points for accuracies, B / A for costs; p: exact McNemar on the same images."]
+    if one.later or two.later:
+        notes.append("Robust: after later attacks on the whole split (`bench attack`) too.")
     if a.id == b.id:
         notes.append("A and B are the same record.")
     elif any(line.p is not None for line in lines):
@@ -87,45 +91,55 @@ def compare(a: Record, b: Record) -> Comparison:
     return Comparison(a, b, lines, tuple(notes))
 
 
-def obstacle(a: Record, b: Record, key: str) -> str | None:
+def obstacle(one: Checked, two: Checked, key: str) -> str | None:
     """Why two numbers may not be compared (trust.md 2.5), or None."""
-    for name, one, two in (
+    a, b = one.record, two.record
+    for name, mine, theirs in (
         ("data", a.dataset, b.dataset),
         ("data checksum", a.data["data"]["checksum"], b.data["data"]["checksum"]),
         ("split", a.split, b.split),
         ("n", a.n, b.n),
         ("norm", a.norm, b.norm),
     ):
-        if one != two:
-            return f"other {name}" if len(str(one)) > 12 else f"{name} {one} and {two}"
+        if mine != theirs:
+            return f"other {name}" if len(str(mine)) > 12 else f"{name} {mine} and {theirs}"
     if key != "clean" and a.eps != b.eps:
         return f"eps {a.eps} and {b.eps}"
     if a.preset != b.preset:
         return f"preset {a.preset} and {b.preset}"
-    if key == "robust" and suite(a) != suite(b):
+    if key == "robust" and suite(one) != suite(two):
         return "other attacks"
     if key == "certified" and (a.certificate_class is None or b.certificate_class is None):
         return "no certificate"
     return None
 
 
-def suite(r: Record) -> list[tuple[Any, ...]]:
+def suite(r: Checked) -> list[tuple[Any, ...]]:
     """What must be equal for two robust accuracies to mean the same; surrogates belong to the method and may differ."""
     keys = ("name", "steps", "restarts", "step", "loss")
-    return [tuple(x.get(k) for k in keys) for x in r.data["evaluation"]["attacks"] if not x.get("surrogate")]
+    attacks = [*r.record.data["evaluation"]["attacks"], *(x for later in r.later for x in later.data["attacks"])]
+    return [tuple(x.get(k) for k in keys) for x in attacks if not x.get("surrogate")]
 
 
-def _accuracy(a: Record, b: Record, key: str) -> Line:
+def _checked(r: Record) -> Checked:
+    """A record after every later attack on its whole split: the numbers that reports print."""
+    checked = check(r, reattack.of_record(r)[0])
+    if checked.broken:
+        raise RecordError(checked.broken)
+    return checked
+
+
+def _accuracy(a: Checked, b: Checked, key: str) -> Line:
     kind = KIND_OF[key]
-    values = [Fraction(100 * getattr(r, f"n_{kind}"), r.n) for r in (a, b)]
-    places = fmt.decimals(min(a.n, b.n))
+    values = [Fraction(100 * c.count(kind), c.record.n) for c in (a, b)]
+    places = fmt.decimals(min(a.record.n, b.record.n))
     delta = values[1] - values[0]
     printed = (fmt.fixed(values[0], places), fmt.fixed(values[1], places), fmt.points(delta, places))
     one, two = float(values[0]), float(values[1])
     reason = obstacle(a, b, key)
     if reason:
         return Line(key, one, two, None, None, None, None, f"not comparable: {reason}", (*printed[:2], ""))
-    flags = [_flags(r, kind) for r in (a, b)]
+    flags = [_flags(c, kind) for c in (a, b)]
     if not np.array_equal(flags[0][0], flags[1][0]):
         text = (*printed[:2], "")
         return Line(key, one, two, None, None, None, None, "not comparable: other images", text)
@@ -133,19 +147,16 @@ def _accuracy(a: Record, b: Record, key: str) -> Line:
     only_b = int((flags[1][1] & ~flags[0][1]).sum())
     p = stats.mcnemar(only_a, only_b)
     verdict = "same within noise" if p >= ALPHA else "better" if only_b > only_a else "worse"
-    if key == "certified" and a.certificate_class != b.certificate_class:
-        verdict += f" (class {a.certificate_class} and {b.certificate_class})"
+    classes = [c.record.certificate_class for c in (a, b)]
+    if key == "certified" and classes[0] != classes[1]:
+        verdict += f" (class {classes[0]} and {classes[1]})"
     return Line(key, one, two, float(delta), only_a, only_b, p, verdict, printed)
 
 
-def _flags(r: Record, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _flags(c: Checked, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Index and flags of every example, by index."""
-    checked = check(r)
-    if checked.broken:
-        raise RecordError(checked.broken)
-    index = r.arrays("index")["index"]
-    order = np.argsort(index, kind="stable")
-    return index[order], checked.flags[kind][order]
+    order = np.argsort(c.index, kind="stable")
+    return c.index[order], c.flags[kind][order]
 
 
 def _cost(a: Record, b: Record, name: str, key: str) -> Line:

@@ -24,9 +24,11 @@ from .cells import (
     setting_cell,
     table,
 )
+from .checked import Checked
 from .fmt import DASH
 from .model import Block, Cell, Column, Row, Table
-from .rows import LEVELS, Inputs, Pool, Setting, lead
+from .pool import LEVELS, Pool, Setting
+from .rows import Inputs, lead
 
 
 def cost(inputs: Inputs) -> Table:
@@ -40,7 +42,8 @@ def cost(inputs: Inputs) -> Table:
     pools = [p for b in inputs.blocks for p in b.pools]
     devices: dict[tuple[str, int], list[Pool]] = {}
     for pool in pools:
-        devices.setdefault((pool.device, int(pool.first.data["environment"]["threads"])), []).append(pool)
+        for machine in pool.machines:
+            devices.setdefault(machine, []).append(pool.on(machine))
     blocks = []
     for device, threads in sorted(devices):
         rows = []
@@ -49,7 +52,7 @@ def cost(inputs: Inputs) -> Table:
             rows.append(
                 Row({"method": method(pool), "setting": setting_cell(setting), **costs(pool)}, measured_data(pool))
             )
-        blocks.append(Block(f"{device}, {threads} thread{'' if threads == 1 else 's'}", rows))
+        blocks.append(Block(fmt.machine(device, threads), rows))
     notes = [
         "FLOPs: one forward pass of one image; a multiply-accumulate or one |x - w| counts 1, as the papers count.",
         "Per epoch: median over the epochs. Per certificate: median of timed batches, per example.",
@@ -65,10 +68,10 @@ def league(inputs: Inputs, kind: str) -> Table:
     gpu. Runs of any preset and recipe may compete here: the budget is what they share."""
     columns = (METHOD, *(Column(f"b{limit}", f"\u2264 {name}", "up") for limit, name in BUDGETS))
     groups: dict[tuple[Setting, str], list[Pool]] = {}
-    for pool in (p for b in inputs.blocks for p in b.pools):
+    for pool in (p.on(machine) for b in inputs.blocks for p in b.pools for machine in p.machines):
         r = pool.first
         if (r.data["environment"]["device_type"] == "cpu") == (kind == "cpu") and not pool.broken and pool.cls:
-            count = r.data["environment"]["threads"]
+            count = r.machine[1]
             threads = f", {count} thread{'s' if count != 1 else ''}" if kind == "cpu" else ""
             setting = Setting.of(r.dataset, r.norm, r.eps.fraction)
             groups.setdefault((setting, pool.device + threads), []).append(pool)
@@ -198,9 +201,7 @@ def radius(inputs: Inputs, dataset: str) -> Table | None:
 def _radius_row(pool: Pool, levels: bool) -> tuple[Row, dict[str, Any]]:
     r = pool.first.arrays("radius")["radius"]
     unit = 255 if levels else 1
-    counts = [
-        int((r >= Eps(eps).float32_up).sum()) if Eps(eps).fraction else pool.first.n_correct for eps in _GRIDS[levels]
-    ]
+    counts = [_reaching(pool, r, Eps(eps)) for eps in _GRIDS[levels]]
     median, mean = float(np.median(r)), float(np.mean(r.astype(np.float64)))
     cells = {"method": method(pool)}
     for at, count in enumerate(counts):
@@ -209,6 +210,13 @@ def _radius_row(pool: Pool, levels: bool) -> tuple[Row, dict[str, Any]]:
         cells[key] = Cell(f"{fmt.significant(value * unit, 3)}{'/255' if levels and value else ''}", sort=value)
     line = {"method": pool.method, "record": pool.first.id, "preset": pool.first.preset, "n": pool.n, "counts": counts}
     return Row(cells, measured_data(pool)), {**line, "median_radius": median, "mean_radius": mean}
+
+
+def _reaching(pool: Pool, radius: np.ndarray, eps: Eps) -> int:
+    """Examples certified at eps; at the row's own eps by the certificate: stored radii are rounded down below it."""
+    if not eps.fraction:
+        return pool.first.n_correct
+    return pool.first.n_certified if eps == pool.first.eps else int((radius >= eps.float32_up).sum())
 
 
 def seed_table(inputs: Inputs) -> Table | None:
@@ -225,7 +233,8 @@ def seed_table(inputs: Inputs) -> Table | None:
             places = fmt.decimals(pool.n)
             for key in ACCURACIES:
                 s = pool.over_seeds(KIND_OF[key])
-                each = ", ".join(f"{r.seed}: {fmt.percent(getattr(r, f'n_{KIND_OF[key]}'), r.n)}" for r in pool.records)
+                counts = {m.record.seed: m.count(KIND_OF[key]) for m in pool.members}
+                each = ", ".join(f"{seed}: {fmt.percent(count, pool.n)}" for seed, count in counts.items())
                 cells = {
                     "method": method(pool), "kind": Cell(key), "k": plain(s.k),
                     "mean": Cell(fmt.fixed(pool.percent(KIND_OF[key]), places), pool.marks(), sort=s.mean),
@@ -256,17 +265,18 @@ def runs(inputs: Inputs) -> Table:
             cells = {
                 "id": Cell(r.short, ref=r.id), "method": Cell(r.title, pool.marks()), "setting": setting_cell(setting),
                 "preset": Cell(r.preset), "seed": plain(r.seed), "finished": Cell(r.data["finished"]),
-                "certified": _of_record(pool, r),
+                "certified": _of_record(pool, pool.of(r.seed)),
                 "device": Cell(r.device), "command": Cell(command(r)),
             }  # fmt: skip
             rows.append(Row(cells, {**measured_data(pool), "ref": r.id}))
     return table("runs", "Every record", columns, [Block("", rows)], pools)
 
 
-def _of_record(pool: Pool, r: Record) -> Cell:
+def _of_record(pool: Pool, member: Checked) -> Cell:
+    r, count = member.record, member.count("certified")
     if pool.broken:
         return Cell("!", ref=r.id)
-    return Cell(fmt.percent(r.n_certified, r.n), pool.marks("certified"), sort=r.certified, ref=r.id)
+    return Cell(fmt.percent(count, r.n), pool.marks("certified"), sort=100 * count / r.n, ref=r.id)
 
 
 def command(r: Record) -> str:

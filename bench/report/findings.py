@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..eps import Eps
+from ..reattack import Reattack, newly_broken
+from ..recipe import PRESETS
 from ..record import Record
 from . import fmt, stats
-from .rows import PRESET_MEANS, PRESETS, Block, Inputs, Pool, paired_p
+from .blocks import Block, paired_p
+from .pool import PRESET_MEANS, Pool
+from .rows import Inputs
 
 NOTHING = 1  # percent certified below which a row proves "next to nothing"
 UNDECIDED = Fraction(1, 2)  # points between robust and certified that are worth a sentence
@@ -30,7 +37,8 @@ def build(inputs: Inputs) -> Findings:
         if len({p.method for p in pools}) < 2:
             continue
         heading = f"{block.setting.title}, preset {block.preset}, n = {block.n}"
-        says.append((heading, [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools)]))
+        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools)]
+        says.append((heading, [*sentences, *_costs(pools), *_tuned(pools), *_left_out(block)]))
     return Findings(says, _limits(inputs) if inputs.pools else [])
 
 
@@ -56,6 +64,8 @@ def _names(pools: Sequence[Pool]) -> str:
 def _leader(pools: Sequence[Pool]) -> list[str]:
     """Who proves most, and who cannot be told from it on these images."""
     best, others = pools[0], pools[1:]
+    if best.percent("certified") < NOTHING:
+        return ["No row proves more than next to nothing."]
     adjusted = stats.holm([paired_p(best, p, "certified") for p in others])
     tied = [p for p, value in zip(others, adjusted, strict=True) if value >= 0.05]
     apart = [p for p in others if p not in tied]
@@ -70,13 +80,16 @@ def _leader(pools: Sequence[Pool]) -> list[str]:
 def _accurate(pools: Sequence[Pool]) -> list[str]:
     """What the proof costs in clean accuracy."""
     best, first = pools[0], max(pools, key=lambda p: p.count("correct"))
+    if best.percent("certified") < NOTHING:
+        return []
     if first is best:
         return [f"It is also the most accurate on clean images, {_percent(best, 'correct')}."]
     proved = first.percent("certified")
-    what = "next to nothing is proved" if proved < NOTHING else f"{_percent(first, 'certified')} is proved"
+    what = "proves next to nothing" if proved < NOTHING else f"proves {_percent(first, 'certified')} of all images"
+    close = " (not separable on these images)" if paired_p(first, best, "correct") >= 0.05 else ""
     return [
-        f"Most accurate on clean images is {_name(first)}, {_percent(first, 'correct')}, of which {what}; "
-        f"the leader has {_percent(best, 'correct')}."
+        f"Most accurate on clean images is {_name(first)}, {_percent(first, 'correct')}, and {what}; "
+        f"the leader has {_percent(best, 'correct')}{close}."
     ]
 
 
@@ -92,9 +105,9 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
     places = fmt.decimals(pools[0].n)
     found = []
     if close:
-        widest = max(map(gap, close))
+        images = math.ceil(max(p.count("robust") - p.count("certified") for p in close))
         found.append(
-            f"Attacks and proofs meet within {fmt.fixed(widest, places)} points for {_names(close)}: so well is "
+            f"Attacks and proofs meet within {images} of {pools[0].n} images for {_names(close)}: so well is "
             "their robust accuracy known."
         )
     if wide:
@@ -116,6 +129,36 @@ def _empty(pools: Sequence[Pool]) -> list[str]:
     ]
 
 
+def _costs(pools: Sequence[Pool]) -> list[str]:
+    """Rows of one preset share a rule of thumb, not a stopwatch."""
+    if len({machine for p in pools for machine in p.machines}) > 1:
+        return ["Its rows were trained on different machines, so their times are not compared."]
+    fast, slow = min(pools, key=lambda p: p.train_s), max(pools, key=lambda p: p.train_s)
+    return [
+        f"Training took from {fmt.seconds(fast.train_s)} ({_name(fast)}) to {fmt.seconds(slow.train_s)} "
+        f"({_name(slow)}), so ranks are not those of equal time."
+    ]
+
+
+def _tuned(pools: Sequence[Pool]) -> list[str]:
+    if pools[0].first.preset == "paper":
+        return []
+    tuned = [p for p in pools if _is_tuned(p)]
+    if len(tuned) == len(pools):
+        return []
+    if not tuned:
+        return ["No recipe was tuned for this setting."]
+    return [f"Tuned for this setting on validation images: {_names(tuned)}; the others were not."]
+
+
+def _left_out(block: Block) -> list[str]:
+    """Rows of the table that these sentences do not weigh."""
+    out = [p for p in block.pools if p.cls and not p.may_be_best]
+    if not out:
+        return []
+    return [f"Not weighed here (changed recipe, uncommitted code, subset or broken guard): {_names(out)}."]
+
+
 # --- what it does not say ---------------------------------------------------------------------------------------------
 
 
@@ -125,12 +168,13 @@ def _limits(inputs: Inputs) -> list[str]:
 
 
 def _seeds(pools: Sequence[Pool]) -> list[str]:
-    single = [p for p in pools if p.k == 1]
+    few = [p for p in pools if p.k < 3]
     many = [p for p in pools if p.k >= 3]
     found = []
-    if single:
+    if few:
+        seeds = "one seed" if all(p.k == 1 for p in few) else "one or two seeds"
         found.append(
-            f"Seeds: {len(single)} of {len(pools)} rows rest on one seed. Intervals and tests speak of the test "
+            f"Seeds: {len(few)} of {len(pools)} rows rest on {seeds}. Intervals and tests speak of the test "
             "images, not of training: another seed may reorder rows that lie close."
         )
     if many:
@@ -152,15 +196,15 @@ def _presets(pools: Sequence[Pool]) -> list[str]:
     what = "; ".join(f"{p}: {PRESET_MEANS[p]}" for p in small)
     paper = sum(pool.first.preset == "paper" for pool in pools)
     return [
-        f"Budgets: {len(pools) - paper} of {len(pools)} rows are our own cheap recipes ({what}). They rank what such a "
-        "budget buys and say nothing about what a method reaches with its published network and schedule."
+        f"Budgets: {len(pools) - paper} of {len(pools)} rows are our own cheap recipes ({what}). They show what such "
+        "runs reached, with unequal times and tuning, and say nothing about what a method reaches with its published "
+        "network and schedule."
     ]
 
 
 def _tuning(pools: Sequence[Pool]) -> list[str]:
-    """By the sources of the recipes, which say so where a validation split chose them."""
     own = [p for p in pools if p.first.preset != "paper"]
-    untuned = [p for p in own if not any(w in _source(p) for w in ("validation", "held-out"))]
+    untuned = [p for p in own if not _is_tuned(p)]
     if not untuned:
         return []
     names = ", ".join(sorted({_name(p) for p in untuned}))
@@ -170,22 +214,41 @@ def _tuning(pools: Sequence[Pool]) -> list[str]:
     ]
 
 
-def _source(pool: Pool) -> str:
-    return str(pool.first.data["recipe"].get("source", ""))
+def _is_tuned(pool: Pool) -> bool:
+    """By the source of the recipe, which says so where a validation split chose it, and at which eps if at another."""
+    source = str(pool.first.data["recipe"].get("source", ""))
+    at = re.search(r"\beps (\d+(?:/\d+|\.\d+)?)", source)
+    elsewhere = at is not None and Eps(at[1]) != pool.first.eps
+    return "validation" in source and "not tuned" not in source and not elsewhere
 
 
 def _attacks(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
     records = {r.id: r for p in pools for r in p.records}
-    later = [one for r, one in inputs.reattacks if r.id in records and one.suite == "autoattack"]
-    hit = {str(one.data["record"]) for one in later} | {r.id for r in records.values() if _has_autoattack(r)}
+    later: dict[str, list[Reattack]] = {}
+    for r, one in inputs.reattacks:
+        if r.id in records:
+            later.setdefault(r.id, []).append(one)
+    automatic = [one for found in later.values() for one in found if one.suite == "autoattack"]
+    after = {str(one.data["record"]) for one in automatic}
+    hit = after | {r.id for r in records.values() if _has_autoattack(r)}
     text = f"Attacks: robust accuracy is an upper bound. AutoAttack was run on {len(hit)} of {len(records)} nets"
-    if later:
-        least, broken = min(one.n for one in later), sum(one.count("newly_broken") for one in later)
+    if automatic:
+        certified = sum(one.n_certified_attacked for one in automatic)
+        left = "and not yet broken" if certified else "not certified and not yet broken by a longer PGD"
+        which = "" if after == hit else f"on {len(after)} of them "
         text += (
-            f" (at least {least} images each); a longer PGD and AutoAttack broke {broken} images that the records' "
-            "own attacks had not, none with a class D or F32 certificate (table Attacked again)"
+            f", {which}after the fact and only on images that were right, {left} "
+            f"({sum(_n_seen(one) for one in automatic)} in all)"
         )
+    if later:
+        broken = sum(len(newly_broken(records[r], found)) for r, found in later.items())
+        text += f"; later attacks broke {broken} images that the records' own had left standing (table Attacked again)"
     return [text + "."]
+
+
+def _n_seen(one: Reattack) -> int:
+    """Images that the first part of AutoAttack was given: those before it leave it the rest."""
+    return next((int(a["n_attacked"]) for a in one.data["attacks"] if a["name"].startswith("aa_")), 0)
 
 
 def _has_autoattack(record: Record) -> bool:

@@ -175,3 +175,8 @@ def csv(value: object) -> str:
 def _csv_text(value: str) -> str:
     text = printable(value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
+
+
+def machine(device: str, threads: int) -> str:
+    """`NAME, 1 thread`: what times may be compared on."""
+    return f"{device}, {threads} thread{'' if threads == 1 else 's'}"

@@ -18,13 +18,13 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "sh": "preset short: the published network, fewer epochs",
     "s": "a subset of the test images or classes; n stands in the row",
     "m": "the recipe was changed by hand (the change is named beside the method)",
-    "w": "robust accuracy from less than the standard attack suite",
+    "w": "robust accuracy from less than the standard attack suite, or an attack warned that it may be too high",
     "a": "after later, harder attacks too (table Attacked again)",
     "e": "eps is not exactly the block's: the paper rounded it",
     "c": "class R, contradicted by an attack on some examples; they count as not certified",
     "b": "class R with certified bounds within rounding of zero",
     "+": "the working tree had uncommitted changes",
-    "t": "not separable from the best row of its block (exact McNemar on the same images, Holm)",
+    "t": "not separable from the best row of its block (exact McNemar on the same images, seed by seed; Holm)",
     "!": "a guard is broken; the number is withheld",
 }
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
+from ..recipe import PRESETS
 from . import findings, fmt, inline, provenance, render, styles, tables
 from .cells import ACCURACIES, accuracy, published_accuracy, setting_cell
 from .figures import Spec
 from .fmt import DASH
 from .model import MARKS, Block, Cell, Column, Row, Table
-from .rows import PRESETS, Inputs, Setting, lead
+from .pool import Setting
+from .rows import Inputs, lead
 
 _HERE = Path(__file__).parent
 _SIGNS = ("\u2020", "\u2021")

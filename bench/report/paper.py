@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..recipe import PRESETS
 from . import fmt, styles
 from .cells import (
     ACCURACIES,
@@ -21,8 +22,9 @@ from .cells import (
     table,
 )
 from .model import Block, Cell, Column, Row, Table
+from .pool import Pool, Setting
 from .published import Cell as Published
-from .rows import PRESETS, Inputs, Pool, Setting
+from .rows import Inputs
 
 
 def ours(inputs: Inputs, setting: Setting, name: str) -> Pool | None:

@@ -12,7 +12,8 @@ from ..record import Record
 from . import fmt, stats
 from .cells import METHOD, plain, table
 from .model import Block, Cell, Column, Row, Table
-from .rows import PRESET_MARK, Inputs, Pool, Setting
+from .pool import PRESET_MARK, Pool, Setting
+from .rows import Inputs
 
 OPEN = ("unknown", "unsound", "timeout", "out_of_memory")  # outcomes of examples that are right and not certified
 

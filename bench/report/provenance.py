@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 from ..record import Record
 from . import fmt, styles
 from .cells import KIND_OF, kernel_words
 from .detail import command
+from .pool import Pool
 from .published import Cell
-from .rows import Inputs, Pool
+from .rows import Inputs
 
 _CERTIFICATE = ("name", "cls", "n_certified", "headline")
 
@@ -48,7 +50,7 @@ def _record(pool: Pool, recipes: dict[str, Any], machines: list[Any]) -> dict[st
     facts = {
         "id": r.id, "cell": r.cell_id, "title": pool.title,
         "setting": f"{styles.dataset_title(r.dataset)}, eps {r.eps}",
-        "preset": r.preset, "n": r.n, "counts": {k: pool.members[0].count(v) for k, v in KIND_OF.items()},
+        "preset": r.preset, "n": r.n, "counts": {k: _count(pool.count(v)) for k, v in KIND_OF.items()},
         "intervals": {k: [round(x, 2) for x in pool.interval(v)] for k, v in KIND_OF.items()},
         "recipe": recipe["hash"][:12], "source": recipe["source"], "modified": r.is_modified,
         "certificates": [[c[k] for k in _CERTIFICATE] for c in data["evaluation"]["certificates"]],
@@ -58,12 +60,17 @@ def _record(pool: Pool, recipes: dict[str, Any], machines: list[Any]) -> dict[st
         "machine": machines.index(machine), "commit": data["code"]["commit"], "dirty": r.is_dirty,
         "version": data["code"]["version"], "finished": data["finished"], "weights": data["weights_sha256"][:16],
         "train": fmt.seconds(r.train_s), "wall": fmt.seconds(data["wall_s"]), "command": command(r),
-        "seeds": [[m.seed, m.short, round(m.certified, 4)] for m in pool.records],
-        "contradicted": pool.total("n_contradicted"), "borderline": pool.total("n_borderline"),
+        "seeds": [[m.record.seed, m.record.short, round(100 * m.count("certified") / r.n, 4)] for m in pool.members],
+        "contradicted": sum(m.n_contradicted for m in pool.members), "borderline": pool.total("n_borderline"),
     }  # fmt: skip
     if pool.broken:
         facts |= {"broken": pool.broken, "counts": {}, "intervals": {}}
     return facts
+
+
+def _count(mean: Fraction) -> float:
+    """A count, or the mean of several seeds' counts: the intervals beside it are of that mean."""
+    return int(mean) if mean.denominator == 1 else round(float(mean), 1)
 
 
 def _attack(attack: Any) -> str:

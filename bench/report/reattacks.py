@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from ..reattack import Reattack
+from ..reattack import Reattack, n_open
 from ..record import Record
 from . import fmt, stats
 from .cells import METHOD, plain, table
 from .model import Block, Cell, Column, Row, Table
-from .rows import PRESET_MARK, Inputs, Pool, Setting
+from .pool import PRESET_MARK, Pool, Setting
+from .rows import Inputs
 
+_Line = tuple[Pool, Record, Reattack]
 SUITES = {"pgd": "PGD and surrogates", "autoattack": "PGD, surrogates and AutoAttack"}
 
 
@@ -24,7 +27,7 @@ def reattacks(inputs: Inputs) -> Table | None:
         Column("open", "Neither broken nor proved", "down"), Column("seconds", "Time", "down"),
     )  # fmt: skip
     shown = {r.id: pool for pool in inputs.pools if not pool.broken for r in pool.records}
-    groups: dict[tuple[Setting, int], list[tuple[Pool, Record, Reattack]]] = {}
+    groups: dict[tuple[Setting, int], list[_Line]] = {}
     for record, one in inputs.reattacks:
         if record.id in shown:
             setting = Setting.of(record.dataset, record.norm, record.eps.fraction)
@@ -38,13 +41,36 @@ def reattacks(inputs: Inputs) -> Table | None:
         blocks.append(Block(f"{setting.title}, n = {-less}{part}", [_row(*line) for line in mine]))
     pools = {id(pool): pool for lines in groups.values() for pool, _, _ in lines}
     notes = [
-        "After both: right and broken neither by the record's attacks nor by these. Class D and F32 certificates held "
-        "on every example, or the result could not have been stored.",
+        "After both: right and broken neither by the record's attacks nor by these.",
+        _about_certified(groups.values()),
     ]
+    notes += [f"{_what(line)}: {note}" for lines in groups.values() for line in lines for note in _warnings(line[2])]
     return table("reattacks", "Attacked again, harder", columns, blocks, list(pools.values()), notes)
 
 
-def _rank(line: tuple[Pool, Record, Reattack]) -> tuple[object, ...]:
+def _about_certified(groups: Iterable[Sequence[_Line]]) -> str:
+    """Whether certificates were put to the test at all."""
+    attacked = sum(one.n_certified_attacked for lines in groups for _, _, one in lines)
+    if not attacked:
+        return "Images with a certificate were not attacked again: what is tested here are the others."
+    return (
+        f"{attacked} images with a certificate were attacked too. One of class D or F32 that broke would have stopped "
+        "the result from being stored."
+    )
+
+
+def _warnings(one: Reattack) -> list[str]:
+    """Its notes, without the one that says what was left out: the table says that of all."""
+    return [note for note in one.data["notes"] if "were not attacked" not in note]
+
+
+def _what(line: _Line) -> str:
+    _, record, _ = line
+    where = Setting.of(record.dataset, record.norm, record.eps.fraction)
+    return f"{record.title}, {where.title}, preset {record.preset}, seed {record.seed}"
+
+
+def _rank(line: _Line) -> tuple[object, ...]:
     _, record, one = line
     return -one.count("robust_both"), record.method, record.id, one.path.name
 
@@ -68,7 +94,7 @@ def _row(pool: Pool, record: Record, one: Reattack) -> Row:
         "suite": Cell(SUITES.get(one.suite, one.suite)), "clean": share("correct"), "before": share("robust_before"),
         "both": share("robust_both"), "newly": plain(one.count("newly_broken")),
         "certified": share("certified") if record.certificate_class else Cell("none"),
-        "open": plain(one.count("robust_both") - one.count("certified")),
+        "open": plain(n_open(record, one)),
         "seconds": Cell(fmt.seconds(one.data["seconds"]), sort=one.data["seconds"]),
     }  # fmt: skip
     data = {

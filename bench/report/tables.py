@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
 
+from ..recipe import PRESETS
 from . import detail, fmt, paper, posthoc, reattacks, stats, styles
+from .blocks import Block as Rows
+from .blocks import Standing
 from .cells import (
     ACC,
     ACCURACIES,
@@ -32,9 +35,9 @@ from .cells import (
 )
 from .fmt import DASH
 from .model import Block, Cell, Column, Row, Table
+from .pool import PRESET_MEANS, Pool, Setting
 from .published import Cell as Published
-from .rows import PRESET_MEANS, PRESETS, Inputs, Pool, Setting, Standing, lead
-from .rows import Block as Rows
+from .rows import Inputs, lead
 
 HEADLINES = (("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "8/255"), ("tinyimagenet", "1/255"))
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import reattack, record
+from bench import certification, reattack, record
 from bench.errors import BenchError
 from bench.reattack import Reattack, of_record, write
 from bench.record import Record, canonical, identity
-from bench.report import rows, tables
+from bench.report import compare, rows, tables
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "synthetic_records.py"))).make
 
@@ -100,7 +100,7 @@ def test_what_a_later_attack_on_the_whole_split_broke_is_robust_in_no_table(one:
     attacked(one, breaks=at)
     inputs = rows.gather(record.scan(tmp_path)[0], [])
     (pool,) = inputs.pools
-    assert pool.count("robust") == one.n_robust - 1 == int(pool.flags["robust"].sum())
+    assert pool.count("robust") == one.n_robust - 1 == int(pool.members[0].flags["robust"].sum())
     assert pool.count("certified") == one.n_certified
     assert "a" in pool.marks("robust") and "w" not in pool.marks("robust") and "a" not in pool.marks("clean")
     assert pool.suite.endswith("+ later autoattack")
@@ -120,7 +120,7 @@ def test_the_order_of_the_attacked_examples_does_not_matter(one: Record, tmp_pat
     payload["counts"] = reattack.counts(one, flags["index"][turned], robust[turned])
     write(one, payload, {"index": flags["index"][turned], "robust": robust[turned]})
     (pool,) = rows.gather(record.scan(tmp_path)[0], []).pools
-    assert (pool.flags["robust"] == (flags["robust"] & robust.astype(bool))).all()
+    assert (pool.members[0].flags["robust"] == (flags["robust"] & robust.astype(bool))).all()
 
 
 def test_reports_without_any_have_no_such_table_and_name_broken_ones(one: Record, tmp_path: Path) -> None:
@@ -129,3 +129,69 @@ def test_reports_without_any_have_no_such_table_and_name_broken_ones(one: Record
     inputs = rows.gather(record.scan(tmp_path)[0], [])
     assert "reattacks" not in {t.name for t in tables.build(inputs)}
     assert any(path.name in line for line in inputs.problems)
+
+
+def test_a_record_without_its_arrays_is_a_problem_and_not_the_end(one: Record, tmp_path: Path) -> None:
+    attacked(one)
+    (one.path / record.ARRAYS).unlink()
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    assert len(inputs.problems) == 2 and all(one.short in p for p in inputs.problems)
+
+
+def test_a_warning_of_an_attack_keeps_the_mark_of_doubt(one: Record, tmp_path: Path) -> None:
+    strong = {"name": "pgd", "steps": 100, "restarts": 3, "n_attacked": 9}
+    attacked(one, attacks=[strong])
+    assert "w" not in rows.gather(record.scan(tmp_path)[0], []).pools[0].marks("robust")
+    note = "aa_square warns: square_gain (4); the robust accuracy may be too high"
+    attacked(one, attacks=[strong, {"name": "aa_square", "n_attacked": 9, "flags": {"square_gain": 4}}], notes=[note])
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    assert "w" in inputs.pools[0].marks("robust")
+    (table,) = [t for t in tables.build(inputs) if t.name == "reattacks"]
+    assert any(note in line and "seed 0" in line for line in table.notes)
+
+
+def test_a_later_attack_against_a_class_r_certificate_costs_it_everywhere(tmp_path: Path) -> None:
+    one = make(tmp_path, n=60, cls="R")
+    proved = int(np.flatnonzero(one.arrays("certified")["certified"])[0])
+    found = attacked(one, breaks=[proved])
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    (pool,) = inputs.pools
+    assert pool.count("certified") == one.n_certified - 1 and "c" in pool.marks("certified")
+    every = {t.name: t for t in tables.build(inputs)}
+    for name in ("main_mnist_0.1", "runs"):
+        (row,) = every[name].rows()
+        assert row["certified"].sort == 100 * (one.n_certified - 1) / 60, name
+    assert reattack.n_open(one, found) == one.n_robust - 1 - (one.n_certified - 1)
+
+
+def test_a_sound_certificate_that_a_later_attack_refutes_is_a_problem(one: Record, tmp_path: Path) -> None:
+    at = uncertified(one)[:1]
+    theirs = one.arrays("index", "correct", "certified")
+    outcome = np.where(theirs["correct"], 2, 0)
+    outcome[theirs["certified"].astype(bool)] = 1
+    outcome[at] = 1
+    payload = {
+        "certified_with": {"certifier": "exact", "certificate": "exact", "cls": "F32", "engine": "bench"},
+        "counts": {name: int((outcome == code).sum()) for code, name in enumerate(certification.OUTCOMES)},
+        "n_borderline": 0, "limits": {}, "seconds": 1.0, "environment": {}, "code": {"dirty": False}, "notes": [],
+        "finished": "2026-01-31",
+    }  # fmt: skip
+    arrays = {"index": theirs["index"], "outcome": outcome, "bound": np.where(outcome == 1, 0.5, -1.0),
+              "seconds": np.zeros(60)}  # fmt: skip
+    certification.write(one, payload, arrays)
+    assert not rows.gather(record.scan(tmp_path)[0], []).problems
+    attacked(one, breaks=at)
+    (problem,) = rows.gather(record.scan(tmp_path)[0], []).problems
+    assert "1 certified examples were broken by later attacks" in problem
+
+
+def test_compare_counts_later_attacks_as_reports_do(tmp_path: Path) -> None:
+    a, b = make(tmp_path, n=60, method="linf_dist"), make(tmp_path, n=60, method="ibp")
+    attacked(a, breaks=uncertified(a)[:2])
+    (robust,) = [line for line in compare.compare(a, b).lines if line.metric == "robust"]
+    assert robust.verdict == "not comparable: other attacks"  # b has not met them
+    attacked(b)
+    found = compare.compare(a, b)
+    (robust,) = [line for line in found.lines if line.metric == "robust"]
+    assert robust.a == 100 * (a.n_robust - len(uncertified(a)[:2])) / 60 and robust.p is not None
+    assert any("later attacks" in note for note in found.notes)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..rows import Block, Inputs, Setting, lead
+from ..blocks import Block
+from ..pool import Setting
+from ..rows import Inputs, lead
 from . import cost, curve, fate, gap, pareto, radii, seeds, train
 from .spec import Spec
 

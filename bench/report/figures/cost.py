@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import fmt
-from ..rows import Block, Inputs, Pool, Setting
+from ..blocks import Block
+from ..pool import Pool, Setting
+from ..rows import Inputs
 from .canvas import (
     DOUBLE,
     add_axes,
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
 
 def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None:
     """Training time and time per certificate against certified accuracy; one device only, the one with most rows."""
-    devices: dict[str, list[Pool]] = {}
+    machines: dict[tuple[str, int], list[Pool]] = {}
     for pool in sound(block):
-        if pool.cls and pool.train_s > 0:
-            devices.setdefault(pool.device, []).append(pool)
-    if not devices or block is None:
+        for machine in pool.machines if pool.cls and pool.train_s > 0 else ():
+            machines.setdefault(machine, []).append(pool.on(machine))
+    if not machines or block is None:
         return None
-    device = min(devices, key=lambda d: (-len(devices[d]), d))
-    pools = devices[device]
+    name, threads = min(machines, key=lambda m: (-len(machines[m]), m))
+    device = fmt.machine(name, threads)
+    pools = machines[name, threads]
     if len(pools) < 2:
         return None
     looks = looks_of(pools)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import fmt
+from ..blocks import Block
 from ..checked import KINDS
-from ..rows import Block, Inputs, Setting
+from ..pool import Setting
+from ..rows import Inputs
 from .canvas import DOUBLE, add_axes, add_legend, legend_height, new_figure, plain, write_under
 from .spec import Spec, ids, label, percent, sound, under
 

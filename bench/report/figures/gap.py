@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from ...recipe import PRESETS
 from .. import fmt, styles, tables
-from ..rows import PRESETS, Inputs, Pool, Setting
+from ..pool import Pool, Setting
+from ..rows import Inputs
 from .canvas import DOUBLE, GREY, add_axes, add_legend, new_figure, plain
 from .spec import Spec, ids, label, looks_of, percent
 

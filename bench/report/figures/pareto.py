@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import fmt, styles, tables
-from ..rows import Block, Inputs, Setting
+from ..blocks import Block
+from ..pool import Setting
+from ..rows import Inputs
 from .canvas import GREY, SINGLE, SOFT, add_axes, add_legend, legend_height, marker, new_figure, plain, write_under
 from .labels import Box, box_around, place_label
 from .spec import Spec, ids, label, look, looks_of, percent, sound, under
@@ -68,8 +70,8 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
     else:
         top = max(theirs, key=lambda c: (c.certified, c.method))
         alt = (
-            f"Clean against certified accuracy on {setting.title}, published numbers only: {styles.title(top.method)} "
-            f"certifies most, {top.certified} % at {top.clean} % clean."
+            f"Clean against certified accuracy on {setting.title}, published numbers only: of the methods with both, "
+            f"{styles.title(top.method)} certifies most, {top.certified} % at {top.clean} % clean."
         )
     floor = _lowest_shown([p["y"] for p in (*measured, *published)])
     data = {

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import fmt
-from ..rows import LEVELS, Block, Inputs, Setting
+from ..blocks import Block
+from ..pool import LEVELS, Setting
+from ..rows import Inputs
 from .canvas import DOUBLE, GREY, add_axes, new_figure, plain, radius_axis, write_under
 from .spec import Spec, ids, label, looks_of, radii_of, sound, under
 
@@ -47,15 +49,15 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         ]
     best = max(series, key=lambda s: (s["median"], s["method"]))
     alt = (
-        f"Distribution of certified radii of correctly classified images on {under(block)}; the largest median is "
-        f"{_radius_text(setting, best['median'])}, for {best['label']}."
+        f"Distribution of certified radii of correctly classified images on {under(block, lowest_seed=True)}; "
+        f"the largest median is {_radius_text(setting, best['median'])}, for {best['label']}."
     )
     data = {
         "edges": [round(float(e), 7) for e in edges],
         "series": series,
         "eps": float(setting.eps),
         "levels": setting.dataset in LEVELS,
-        "under": under(block),
+        "under": under(block, lowest_seed=True),
     }
     title = f"Certified radii: {setting.title}"
     columns = ("method", "from", "to", "count", "n")

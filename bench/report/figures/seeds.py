@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import fmt, styles
-from ..rows import Inputs, Setting
+from ..pool import Setting
+from ..rows import Inputs
 from .canvas import DOUBLE, LIGHT, add_axes, marker, new_figure, plain
 from .spec import Spec, ids, label, looks_of
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...record import RecordError
 from .. import fmt, styles
-from ..rows import PRESET_MARK, Block, Pool, Setting
+from ..blocks import Block
+from ..pool import PRESET_MARK, Pool, Setting
 
 LONGEST = 30  # characters of a title in a figure
 
@@ -71,10 +72,11 @@ def label(pool: Pool, *, alone: bool = False) -> str:
     return name + (f" ({', '.join(more)})" if more else "")
 
 
-def under(block: Block) -> str:
-    """The line every figure of a block carries: what was measured, on how many images."""
+def under(block: Block, *, lowest_seed: bool = False) -> str:
+    """The line every figure of a block carries: what was measured, on how many images; of which seed, if of one."""
     n = f"n = {block.n}" + (" (subset)" if block.is_subset else "")
-    return f"{block.setting.title}; preset {block.preset}; {n}"
+    seed = "; lowest seed" if lowest_seed and any(p.k > 1 for p in block.pools) else ""
+    return f"{block.setting.title}; preset {block.preset}; {n}{seed}"
 
 
 def percent(value: Fraction | float) -> float:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import fmt
-from ..rows import Block, Inputs, Setting
+from ..blocks import Block
+from ..pool import Setting
+from ..rows import Inputs
 from .canvas import DOUBLE, GREY, LINES, add_axes, add_legend, legend_height, new_figure, value_grid, write_under
 from .spec import Spec, label, looks_of, sound, under
 
@@ -47,10 +49,10 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         return None
     longest = max(pools, key=lambda p: (len(p.first.data["training"]["history"]), p.method))
     alt = (
-        f"Training on {under(block)}: {', '.join(t.lower() for _, t in shown)} over the run; the longest is "
-        f"{longest.first.title} with {len(longest.first.data['training']['history'])} epochs."
+        f"Training on {under(block, lowest_seed=True)}: {', '.join(t.lower() for _, t in shown)} over the run; "
+        f"the longest is {longest.first.title} with {len(longest.first.data['training']['history'])} epochs."
     )
-    data = {"panels": shown, "series": series, "eps": float(setting.eps), "under": under(block)}
+    data = {"panels": shown, "series": series, "eps": float(setting.eps), "under": under(block, lowest_seed=True)}
     columns = ("method", "epoch", *(k for k, _ in PANELS))
     title = f"Training: {setting.title}"
     ids = tuple(p.first.id for p in pools)

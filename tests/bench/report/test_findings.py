@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench import reattack, record
-from bench.report import assemble, findings, fmt, render, rows
+from bench.report import assemble, findings, fmt, render, rows, tables
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "synthetic_records.py"))).make
 
@@ -73,20 +74,76 @@ def test_seed_spread_is_quoted_from_three_seeds_on(two: Path) -> None:
     assert f"{spread.high - spread.low:.2f} points" in line
 
 
-def test_autoattack_counts_nets_and_what_it_broke(two: Path) -> None:
+@pytest.mark.parametrize("proved", [0, 3])
+def test_autoattack_counts_nets_and_what_it_broke(two: Path, proved: int) -> None:
     assert any("AutoAttack was run on 0 of 2 nets" in line for line in found(two).limits)
     one: Any = record.scan(two)[0][0]
     arrays = one.arrays("index", "robust", "certified")
     robust = arrays["robust"].astype(np.uint8)
     robust[np.flatnonzero(arrays["robust"] & ~arrays["certified"])[:2]] = 0
     payload = {
-        "attacked_with": {"suite": "autoattack", "steps": 1, "restarts": 1, "seed": 1}, "attacks": [],
+        "attacked_with": {"suite": "autoattack", "steps": 1, "restarts": 1, "seed": 1},
+        "attacks": [{"name": "pgd", "n_attacked": one.n_correct - one.n_certified + proved},
+                    {"name": "aa_apgd", "n_attacked": 17}],
         "counts": reattack.counts(one, arrays["index"], robust), "seconds": 1.0, "environment": {},
         "code": {"dirty": False}, "notes": [], "finished": "2026-01-31",
     }  # fmt: skip
     reattack.write(one, payload, {"index": arrays["index"], "robust": robust})
     (line,) = [line for line in found(two).limits if line.startswith("Attacks")]
-    assert "on 1 of 2 nets" in line and "broke 2 images" in line and "at least 2000 images" in line
+    assert "on 1 of 2 nets, after the fact" in line and "broke 2 images" in line and "(17 in all)" in line
+    # That nothing certified broke is worth no word where nothing certified was attacked.
+    assert ("not certified" in line) == (proved == 0)
+    (table,) = [t for t in tables.build(rows.gather(record.scan(two)[0], [])) if t.name == "reattacks"]
+    said = " ".join(table.notes)
+    assert ("3 images with a certificate were attacked too" in said) == (proved == 3)
+    assert ("Images with a certificate were not attacked again" in said) == (proved == 0)
+
+
+def test_two_files_of_one_net_do_not_count_an_image_twice(two: Path) -> None:
+    one: Any = record.scan(two)[0][0]
+    flags = one.arrays("index", "robust", "certified")
+    robust = flags["robust"].astype(np.uint8)
+    robust[np.flatnonzero(flags["robust"] & ~flags["certified"])[:2]] = 0
+    for suite in ("pgd", "autoattack"):
+        payload = {
+            "attacked_with": {"suite": suite, "steps": 1, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
+            "counts": reattack.counts(one, flags["index"], robust), "environment": {}, "code": {"dirty": False},
+            "notes": [], "finished": "2026-01-31",
+        }  # fmt: skip
+        reattack.write(one, payload, {"index": flags["index"], "robust": robust})
+    assert any("broke 2 images" in line for line in found(two).limits)
+
+
+def test_a_block_in_which_nothing_is_proved_has_no_leader(tmp_path: Path) -> None:
+    for method in ("pgd", "standard"):
+        make(tmp_path, n=500, method=method, reach=1e-6)
+    (sentences,) = [s for _, s in found(tmp_path).says]
+    assert sentences[0] == "No row proves more than next to nothing." and "leader" not in " ".join(sentences)
+
+
+def test_rows_that_are_not_weighed_are_named(two: Path) -> None:
+    make(two, n=2000, method="groupsort", dirty=True, skill=3.0, reach=1.0)
+    (sentences,) = [s for _, s in found(two).says]
+    assert "GroupSort" not in sentences[0] and "GroupSort" in sentences[-1] and "Not weighed" in sentences[-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "tuned"),
+    [
+        ("ours, tuned on the validation split", True),
+        ("ours: tuned on the validation split at eps 0.1", True),
+        ("ours: tuned on the validation split at eps 0.3, n = 5,000", False),
+        ("ours: tuned on the validation split at eps 8/255", False),
+        ("ours: settings of the tuned quick recipes, not tuned for this cell", False),
+        ("ours", False),
+    ],
+)
+def test_a_recipe_counts_as_tuned_only_for_its_own_eps(two: Path, source: str, tuned: bool) -> None:
+    (pool,) = [p for p in rows.gather(record.scan(two)[0], []).pools if p.method == "ibp"]
+    one = pool.members[0]
+    data = {**one.record.data, "recipe": {**one.record.data["recipe"], "source": source}}
+    changed = replace(pool, members=(replace(one, record=replace(one.record, data=data)),))
+    assert findings._is_tuned(changed) == tuned
 
 
 def test_page_and_index_carry_it(two: Path, tmp_path: Path) -> None:

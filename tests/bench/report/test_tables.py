@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bench import record
-from bench.report import detail, fmt, page, paper, published, render, rows, tables
+from bench.report import checked, detail, fmt, page, paper, published, render, rows, tables
 from bench.report.model import MARKS
 
 
@@ -97,7 +97,7 @@ def test_a_dirty_tree_is_marked(made):
 
 
 def test_weak_attacks_are_marked(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(rows, "STANDARD_STEPS", 100)
+    monkeypatch.setattr(checked, "STANDARD_STEPS", 100)
     make(tmp_path, n=100)
     table = tables.main(gather(tmp_path), rows.Setting.of("mnist", "linf", record.Eps("0.1").fraction))
     assert "w" in find(table, "l_inf-dist net")["robust"].marks

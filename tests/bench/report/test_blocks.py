@@ -1,0 +1,132 @@
+"""Who may be called best, and who cannot be told from it: over classes, over seeds, over machines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench import record
+from bench.report import detail, figures, findings, rows, tables
+from bench.report.blocks import Standing, paired_p
+from bench.report.checked import Checked
+from bench.report.pool import Pool
+
+
+def gather(folder):
+    return rows.gather(record.scan(folder)[0], [])
+
+
+def remade(pool: Pool, *certified: np.ndarray) -> Pool:
+    """The pool with these certified flags, a seed each; correct and robust follow."""
+    members = []
+    for seed, flags in enumerate(certified):
+        one = pool.members[0].record
+        data = {**one.data, "cell": {**one.data["cell"], "seed": seed}}
+        evaluation = {**one.data["evaluation"], **{f"n_{k}": int(flags.sum()) for k in ("certified", "robust")}}
+        made = replace(one, data={**data, "evaluation": evaluation})
+        members.append(Checked(made, {"certified": flags, "robust": flags, "correct": flags}, None))
+    return replace(pool, members=tuple(members))
+
+
+@pytest.fixture
+def pair(tmp_path, make):
+    make(tmp_path, n=400, method="linf_dist")
+    make(tmp_path, n=400, method="ibp")
+    return gather(tmp_path).pools
+
+
+def first(count: int) -> np.ndarray:
+    return np.arange(400) < count
+
+
+def test_seeds_that_disagree_leave_no_difference_to_claim(pair):
+    """By the means a leads, on seed 0 b does: a test of one seed would crown the row that it says is worse."""
+    a, b = remade(pair[0], first(198), first(331)), remade(pair[1], first(324), first(0))
+    assert a.count("certified") > b.count("certified")
+    assert paired_p(a, b, "certified") == 1.0
+    assert paired_p(remade(pair[0], first(198)), remade(pair[1], first(324)), "certified") < 1e-6
+
+
+def test_the_weakest_seed_decides_where_all_agree(pair):
+    a, b = remade(pair[0], first(300), first(300)), remade(pair[1], first(200), first(296))
+    alone = paired_p(remade(pair[0], first(300)), remade(pair[1], first(296)), "certified")
+    assert paired_p(a, b, "certified") == alone > 0.05
+
+
+def test_a_row_is_tied_with_the_best_of_all_classes(tmp_path, make):
+    make(tmp_path, n=400, method="linf_dist", skill=1.5, reach=0.2, cls="D")
+    make(tmp_path, n=400, method="ibp", skill=1.5, reach=0.2, cls="F32")
+    make(tmp_path, n=400, method="crown_ibp", skill=1.5, reach=0.1, cls="F32")
+    (block,) = gather(tmp_path).blocks
+    leader, second, last = (block.standings.get((at, "certified"), Standing()) for at in range(3))
+    assert {p.method for p in block.pools[:2]} == {"linf_dist", "ibp"}
+    assert second.tied and not leader.tied and not last.tied  # of two classes, and as good as each other
+    assert [at for at, s in enumerate((leader, second, last)) if s.best] == [
+        at for at, p in enumerate(block.pools) if p.method == "ibp"
+    ]  # class F32 has its own bold; class D had no rival
+
+
+def test_seeds_of_other_classes_are_other_rows(tmp_path, make):
+    make(tmp_path, method="ibp", seed=0, cls="F32")
+    make(tmp_path, method="ibp", seed=1, cls="R")
+    assert sorted(p.cls for p in gather(tmp_path).pools) == ["F32", "R"]
+
+
+@pytest.fixture
+def two_machines(tmp_path, make):
+    make(tmp_path, method="ibp", seed=0, device="NVIDIA H100", train_s=10.0)
+    make(tmp_path, method="ibp", seed=1, train_s=1000.0)
+    make(tmp_path, method="linf_dist", seed=0, train_s=500.0)
+    return gather(tmp_path)
+
+
+def test_times_of_several_machines_have_no_mean(two_machines):
+    pool = next(p for p in two_machines.pools if p.method == "ibp")
+    assert pool.k == 2 and len(pool.machines) == 2
+    assert pool.cost("certify_ms") is None and pool.cost("flops") is not None
+    main = tables.main(two_machines, two_machines.blocks[0].setting)
+    (row,) = [r for r in main.rows() if r.data["method"] == "ibp"]
+    assert row["train_s"].text == "n/a"
+
+
+def test_cost_table_league_and_figure_show_each_machine_by_itself(two_machines):
+    cost = detail.cost(two_machines)
+    by_head = {b.heading: [r["train_s"].sort for r in b.rows if r.data["method"] == "ibp"] for b in cost.blocks}
+    assert by_head == {"CPU: Example 3000 (AVX2), 2 threads": [1000.0], "NVIDIA H100, 2 threads": [10.0]}
+    assert len(detail.league(two_machines, "cpu").blocks) == len(detail.league(two_machines, "gpu").blocks) == 1
+    (spec,) = [s for s in figures.build(two_machines) if s.kind == "cost"]
+    assert {p["train_s"] for p in spec.data["points"]} == {1000.0, 500.0}
+    assert spec.data["device"].endswith(", 2 threads")
+
+
+def test_the_seeds_table_lists_the_numbers_its_mean_is_of(inputs):
+    for row in detail.seed_table(inputs).rows():
+        values = [float(part.split(": ")[1]) for part in row["values"].text.split(", ")]
+        assert min(values) == float(row["low"].text) and max(values) == float(row["high"].text)
+
+
+def test_at_the_rows_own_eps_the_radius_table_counts_certificates(inputs):
+    table = detail.radius(inputs, "mnist")
+    at = next(i for i, eps in enumerate(detail._GRIDS[False]) if eps == "0.1")
+    counts = {
+        p.first.id: p.first.n_certified for b in inputs.blocks for p in b.pools if p.first.eps == record.Eps("0.1")
+    }
+    shown = [row for row in table.rows() if row[f"at{at}"].ref in counts]
+    assert shown and all(row[f"at{at}"].sort == counts[row[f"at{at}"].ref] for row in shown)
+
+
+def test_a_figure_of_one_seed_says_so(tmp_path, make):
+    for seed in (0, 1):
+        make(tmp_path, method="ibp", seed=seed)
+    specs = {s.kind: s for s in figures.build(gather(tmp_path))}
+    for kind in ("curve", "radii", "train"):
+        assert "lowest seed" in specs[kind].data["under"] and "lowest seed" in specs[kind].alt
+    assert "lowest seed" not in specs["fate"].data["under"]
+
+
+def test_two_seeds_are_still_few(tmp_path, make):
+    for seed in (0, 1):
+        make(tmp_path, method="ibp", seed=seed)
+    assert any("1 of 1 rows rest on one or two seeds" in line for line in findings.build(gather(tmp_path)).limits)
