@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench import Bound, Eps, margin
 from bench.threat import box, box_float32
 
-from .interval import TINY32, U32, U64, affine, class_margins, gamma
+from .interval import TINY32, U32, U64, affine, class_margins, gamma, no_overflow
 from .interval_net import check, size
 from .radius import refine
 
@@ -57,6 +57,7 @@ def _interval_margin(net: GroupSortNet, lower: Tensor, upper: Tensor, y: Tensor)
     gaps = class_margins(low, high, last.weight, last.bias, y) * factor
     if factor != 1:  # one more rounding of each logit, and of our own product
         mass = (size((low, high)) @ last.weight.double().abs().T + last.bias.double().abs()) * factor  # [B, K]
+        mass = no_overflow(mass)
         gaps = gaps - 2 * gamma(2, U32) * (mass + mass.gather(1, y[:, None])) - 2 * TINY32
     if bool(torch.isnan(gaps).any()) or not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         raise ValueError("net gives non-finite bounds; a net with NaN or infinite weights has no certificate")
@@ -67,7 +68,7 @@ def _times(low: Tensor, high: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Ends of fl(factor * v), factor > 0, v between low and high."""
     if factor == 1:
         return low, high
-    low, high = low * factor, high * factor
+    low, high = -no_overflow(-low * factor), no_overflow(high * factor)
     return low - 2 * U32 * low.abs() - TINY32, high + 2 * U32 * high.abs() + TINY32
 
 
@@ -140,13 +141,15 @@ def _guard(net: GroupSortNet, x: Tensor, y: Tensor, eps: float) -> Tensor:
         moved = (factor * norm * moved + local) * UP
     local = _local(last, h, moved, factor)  # [B, K]
     apart = (last.weight.double()[y].unsqueeze(1) - last.weight.double()).abs().sum(dim=2) * factor * UP
-    return (apart * error.unsqueeze(1) + local + local.gather(1, y[:, None])) * UP
+    both = (apart * error.unsqueeze(1) + local + local.gather(1, y[:, None])) * UP
+    return both.scatter(1, y[:, None], 0.0)  # f_y - f_y is exact; infinity here would meet the infinite gap
 
 
 def _local(layer: nn.Linear, h: Tensor, moved: Tensor, factor: float) -> Tensor:
     """Rounding of one layer and its factor where every input is within `moved` [B] of h [B, I]: [B, O]."""
     n = layer.in_features
     mass = (h.abs() + moved.unsqueeze(1)) @ layer.weight.double().abs().T + layer.bias.double().abs()
+    mass = no_overflow(mass * max(1.0, factor)) / max(1.0, factor)
     return (factor * (gamma(n + 3, U32) * mass + (n + 1) * TINY32) + TINY32) * UP
 
 

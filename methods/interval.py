@@ -17,11 +17,21 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 U32 = 2.0**-24  # unit roundoff of float32
 U64 = 2.0**-53
 TINY32 = 2.0**-149  # smallest positive float32: what gradual underflow can lose per operation
+HALF_MAX32 = 2.0**127  # about half the largest float32
 
 
 def gamma(n: int, u: float) -> float:
     """n u / (1 - n u), the standard factor of n accumulated roundings."""
     return n * u / (1.0 - n * u)
+
+
+def no_overflow(mass: Tensor) -> Tensor:
+    """`mass` where no float32 evaluation of terms of that total magnitude can overflow, else infinity.
+
+    The gamma model of rounding holds below overflow only. A partial sum, in any order, is at most (1 + gamma) mass; an
+    infinite slack makes bounds infinite, which certify nothing.
+    """
+    return torch.where(mass < HALF_MAX32, mass, torch.inf)
 
 
 def outward(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +91,7 @@ def widen(mid: Tensor, spread: Tensor, err: Tensor) -> tuple[Tensor, Tensor]:
 
 def rounding_slack(n: int, mass: Tensor, spread: Tensor) -> Tensor:
     """What n-term float32 sums of total magnitude `mass`, and our own float64 arithmetic, can be off by."""
-    deployed = (gamma(n + 1, U32) + gamma(2 * n + 8, U64)) * mass * (1 + gamma(n + 4, U64))
+    deployed = (gamma(n + 1, U32) + gamma(2 * n + 8, U64)) * no_overflow(mass) * (1 + gamma(n + 4, U64))
     return (deployed + gamma(n + 4, U64) * spread + (n + 1) * TINY32) * (1 + 8 * U64)
 
 

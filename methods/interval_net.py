@@ -19,7 +19,7 @@ from bench.threat import box, box_float32, check_images
 from . import tape as tapes
 from .box import affine_entry, bias_of, geometry_of, pool_kernel, write
 from .box_ops import affine
-from .interval import TINY32, U32, U64, class_margins, gamma, linear_image, outward, widen
+from .interval import TINY32, U32, U64, class_margins, gamma, linear_image, no_overflow, outward, widen
 from .nets import Concat, Normalize, ReluNet, Residual
 
 # var + eps, sqrt, divide, times weight, times x, mean's product, two additions: 8 (trust.md 1.7); the rest is for GPUs,
@@ -89,7 +89,7 @@ def reach(net: ReluNet, lower: Tensor, upper: Tensor, *, tape: bool = False) -> 
     """Bounds of what enters the last layer, over images between lower and upper, [B, C, H, W] float32.
 
     Raises:
-        ValueError: bounds are not finite (weights are NaN, infinite or enormous).
+        ValueError: bounds are not finite (weights are NaN, infinite, or so large that float32 may overflow).
     """
     written: Writer = [] if tape else None
     ends = _layers([net.normalize, *net.body], (lower.double(), upper.double()), written)
@@ -154,7 +154,8 @@ def _affine(module: nn.Conv2d | nn.Linear, ends: Ends, tape: Writer) -> Ends:
 
 def _scale(ends: Ends, scale: Tensor, shift: Tensor, mass: Tensor, roundings: int, tape: Writer) -> Ends:
     """scale * x + shift for float64 scale and shift that stand for float32 ones known up to their roundings."""
-    slack = (gamma(roundings, U32) + gamma(2 * roundings + 8, U64)) * mass * (1 + 8 * U64) + roundings * TINY32
+    relative = (gamma(roundings, U32) + gamma(2 * roundings + 8, U64)) * (1 + 8 * U64)
+    slack = relative * no_overflow(mass) + roundings * TINY32
     write(tape, lambda: tapes.Scale(scale, shift, slack + _pull_error(mass) * mass))
     centre = (ends[0] + ends[1]) / 2
     half = torch.maximum(ends[1] - centre, centre - ends[0]) * (1 + 4 * U64) + 1e-300
@@ -170,6 +171,9 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, ends: Ends, tape: Write
     scale = weight / (var + module.eps).sqrt()
     # The deployed shift bias - mean * scale cancels: its error is relative to the parts, not to the difference.
     mass = scale.abs() * size(ends) + bias.abs() + (mean * scale).abs()
+    # Some kernels form x - mean or the scale by itself: these must not overflow either.
+    alone = no_overflow(torch.maximum(size(ends) + mean.abs(), scale.abs()))
+    mass = torch.where(alone.isinf(), torch.inf, mass)
     return _scale(ends, scale, bias - mean * scale, mass, BATCH_NORM_ROUNDINGS, tape)
 
 
@@ -183,7 +187,7 @@ def _pool(module: nn.AvgPool2d, ends: Ends, tape: Writer) -> Ends:
     kernel = pool_kernel(module)
     mass: Tensor = module(size(ends))
     terms = kernel**2 + 2  # sum, then one division, or a product with a rounded reciprocal
-    slack = (gamma(terms, U32) + gamma(2 * terms + 8, U64)) * mass * (1 + 8 * U64) + terms * TINY32
+    slack = (gamma(terms, U32) + gamma(2 * terms + 8, U64)) * no_overflow(mass) * (1 + 8 * U64) + terms * TINY32
     write(tape, lambda: tapes.Pool(kernel, ends[0].shape[1:], slack + _pull_error(mass) * mass))
     return outward(module(ends[0]) - slack, module(ends[1]) + slack)
 
@@ -193,6 +197,6 @@ def _residual(module: Residual, ends: Ends, tape: Writer) -> Ends:
     skip: Writer = None if tape is None else []
     a, b = _layers(module.main, ends, main), _layers(module.skip, ends, skip)
     mass = size(a) + size(b)
-    slack = (gamma(2, U32) + gamma(8, U64)) * mass * (1 + 8 * U64) + TINY32
+    slack = (gamma(2, U32) + gamma(8, U64)) * no_overflow(mass) * (1 + 8 * U64) + TINY32
     write(tape, lambda: tapes.Sum(main or [], skip or [], size(ends), slack))
     return outward(a[0] + b[0] - slack, a[1] + b[1] + slack)

@@ -164,6 +164,20 @@ def test_scaling_the_net_does_not_change_what_is_certified(lipschitz: float) -> 
         assert bool((bound.lower[radius > 0.01] > 0).all())
 
 
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_net_that_may_overflow_float32_has_no_certificate(layer: int) -> None:
+    net, (x, y) = make(), pixels(3)
+    with torch.no_grad():
+        list(net.dense_layers())[layer].weight.fill_(3e38)
+        list(net.dense_layers())[-2].bias.fill_(10.0)  # what enters the last layer is large for certain
+    try:
+        bounds = [b for b in certificates(net, x, y, Eps("0.1")) if b.cls == "F32"]
+    except ValueError as error:
+        assert "non-finite bounds" in str(error)
+    else:
+        assert layer == -1 and all(bool((b.lower == -torch.inf).all()) for b in bounds)
+
+
 def test_radius_is_certified_and_nothing_larger_is() -> None:
     net, (x, _) = make(), pixels(30)
     y = net(x).argmax(dim=1)

@@ -260,3 +260,57 @@ def test_pixels_outside_the_unit_interval_are_refused(small_net: Net, images: Im
     net, (x, y) = small_net("mlp"), images("mlp", 2)
     with pytest.raises(ValueError, match="outside"):
         bound(net, x + 1, y, Eps("0.1"))
+
+
+def overflowing(*layers: nn.Module, head: nn.Linear) -> ReluNet:
+    """A net of one 2 x 2 image that only float32 overflow can break: its last layer ignores what enters it."""
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([1.0, 0.0]))
+    return ReluNet(None, nn.Sequential(nn.Flatten(), *layers, head)).eval()
+
+
+def enormous(weight: float) -> nn.Linear:
+    layer = nn.Linear(4, 2)
+    nn.init.constant_(layer.weight, weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+@both
+def test_a_net_that_overflows_inside_the_ball_has_no_certificate(bound: Certificate) -> None:
+    """Finite at x, NaN within eps: the rounding model ends where float32 does, whatever float64 bounds say."""
+    net = overflowing(enormous(3e38), nn.ReLU(), head=nn.Linear(2, 2))
+    x, y = torch.full((1, 1, 2, 2), 0.2), torch.tensor([0])
+    with torch.no_grad():
+        assert bool(net(x).isfinite().all()) and bool(net(x + 0.0999).isnan().any())
+    with pytest.raises(ValueError, match="non-finite bounds"):
+        bound(net, x, y, Eps("0.1"))
+
+
+@both
+def test_overflow_in_the_last_layer_certifies_nothing(bound: Certificate) -> None:
+    head = nn.Linear(4, 2)
+    net = overflowing(head=head)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[3e38] * 4, [-3e38] * 4]))
+    x, y = torch.full((1, 1, 2, 2), 0.2), torch.tensor([0])
+    assert float(bound(net, x, y, Eps("0.1")).lower) == -torch.inf
+
+
+@both
+@pytest.mark.parametrize("part", ["weight", "running_mean"])
+def test_batch_norms_that_may_overflow_certify_nothing(bound: Certificate, part: str) -> None:
+    norm = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        getattr(norm, part).fill_(3e38)
+        norm.running_var.fill_(1e30 if part == "running_mean" else 1e-3)
+    net = overflowing(enormous(1.0), norm, head=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="non-finite bounds"):
+        bound(net, torch.full((1, 1, 2, 2), 0.2), torch.tensor([0]), Eps("0.1"))
+
+
+def test_large_but_safe_weights_keep_their_certificate() -> None:
+    net = overflowing(enormous(1e30), nn.ReLU(), head=nn.Linear(2, 2))
+    found = interval_net.ibp_bound(net, torch.full((1, 1, 2, 2), 0.2), torch.tensor([0]), Eps("0.1"))
+    assert float(found.lower) > 0.9
