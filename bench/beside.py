@@ -19,7 +19,7 @@ import numpy as np
 
 from . import record_arrays, record_check
 from .errors import BenchError
-from .files import write_atomic
+from .files import remove, write_atomic
 from .record import Problem, Record, canonical, identity
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -115,7 +115,7 @@ def write(kind: Kind[B], record: Record, stem: str, payload: Mapping[str, Any], 
     if problem:
         raise BenchError(f"{kind.word} of record {record.short}: {problem}")
     path = record.path / f"{stem}.json"
-    path.unlink(missing_ok=True)  # a crash between the two files leaves none, not a mixture
+    remove(path)  # a crash between the two files leaves none, not a mixture
     write_atomic(path.with_suffix(".npz"), packed)
     write_atomic(path, canonical(data))
     return kind.made(data, stored, path)

@@ -14,9 +14,12 @@ import numpy as np
 
 from . import beside
 from .beside import Beside, Kind, own_count
+from .errors import BenchError
 from .record import Problem, Record
 
 OUTCOMES = ("misclassified", "certified", "unknown", "unsound", "timeout", "out_of_memory")  # `outcome` counts into it
+
+UNDECIDED = ("timeout", "out_of_memory")  # outcomes that more time or memory would change
 
 __all__ = ["OUTCOMES", "Certification", "name_of", "of_record", "own_count", "write"]
 
@@ -81,6 +84,13 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
         BenchError: it contradicts the record, holds what no record may hold, or the folder cannot be written.
     """
     stem = name_of(payload["certified_with"]["certifier"], len(arrays["index"]), record.n)
+    for older in (one for one in of_record(record)[0] if one.path.stem == stem):
+        left, now = (sum(int(counts[k]) for k in UNDECIDED) for counts in (older.data["counts"], payload["counts"]))
+        if left < now and older.count("certified") > payload["counts"]["certified"]:
+            raise BenchError(
+                f"{older.path} is kept: it certifies {older.count('certified')} examples and left {left} open, this "
+                f"run {payload['counts']['certified']} and {now} at its limits; delete it to have the new one"
+            )
     return beside.write(KIND, record, stem, payload, arrays)
 
 

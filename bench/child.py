@@ -24,6 +24,7 @@ from .options import Options
 from .progress import Progress
 from .record import Record
 
+PIPE_READS = 64  # of 64 KiB: more than a pipe holds
 LOG_BYTES = 1 << 20  # of a child's output are kept, and as much of its end
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NUMERICAL, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
@@ -109,7 +110,8 @@ class Child:
             return True
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            self._take(json.loads(line))
+            with contextlib.suppress(ValueError):  # somebody else wrote into the pipe
+                self._take(json.loads(line))
         return bool(data)
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -164,8 +166,10 @@ class Child:
         """Reap it, end its grandchildren, and say what became of it."""
         self.kill()  # of the group only grandchildren are left
         code = self.process.wait()
-        while self.read_events():
-            pass
+        # What it left in the pipes, and no more: a process that escaped its group may hold the other end for ever.
+        for _ in range(PIPE_READS):
+            if not self.read_events():
+                break
         self.read_log()
         self.progress.close()
         os.close(self.events)

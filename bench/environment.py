@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
 import platform
 import subprocess
@@ -174,6 +175,22 @@ def code_version() -> dict[str, Any]:
         "dirty": None if commit is None else bool(status),
         "source_sha256": source_sha256(),
     }
+
+
+def training_code(method: object) -> dict[str, Any]:
+    """`code_version` and, for a method that is not of this repository, the hash of the file that defines it."""
+    return {**code_version(), "method_sha256": method_sha256(method)}
+
+
+def method_sha256(method: object) -> str | None:
+    """sha256 of the file that defines a plugin's class; None for a built-in, which `source_sha256` covers."""
+    try:
+        path = Path(inspect.getfile(type(method))).resolve()
+        if any(path.is_relative_to(ROOT / package) for package in ("bench", "methods")):
+            return None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, TypeError):  # made at run time, in a notebook
+        return None
 
 
 def _git(*arguments: str) -> str | None:

@@ -61,8 +61,9 @@ class Executor:
         """
         if not tasks:
             return [], False
-        batches = [list(tasks[k : k + self.cells_per_job]) for k in range(0, len(tasks), self.cells_per_job)]
-        folder = (Path(tasks[0].options.runs_dir) / "jobs").resolve()
+        begun = [_begun(task) for task in tasks]
+        batches = [begun[k : k + self.cells_per_job] for k in range(0, len(begun), self.cells_per_job)]
+        folder = (Path(begun[0].options.runs_dir) / "jobs").resolve()
         jobs = self._submit(folder, batches, threads, device)
         say(f"{len(tasks)} cells in {len(jobs)} {self.engine} jobs ({jobs[0].job_id} ...); their logs: {folder}")
         outcomes: list[Outcome] = []
@@ -77,7 +78,7 @@ class Executor:
                     time.sleep(POLL_S)
         except KeyboardInterrupt:
             outcomes += self._let_go(waiting, batches, on_outcome, say)
-        place = {id(task): k for k, task in enumerate(tasks)}
+        place = {id(task): k for k, task in enumerate(begun)}
         outcomes.sort(key=lambda outcome: place[id(outcome.task)])
         return outcomes, bool(waiting)
 
@@ -161,6 +162,16 @@ class Job:
 
 def _log(label: str, count: int) -> Progress:
     return Progress(label=label if count > 1 else "", terminal=False)
+
+
+def _begun(task: Task) -> Task:
+    """--fresh is done once, here: a job that is queued again after a preemption goes on with what it reached."""
+    if not task.options.fresh:
+        return task
+    from .run import start_over
+
+    start_over(task.cell, Path(task.options.runs_dir))
+    return dataclasses.replace(task, options=dataclasses.replace(task.options, fresh=False))
 
 
 def _absolute(task: Task) -> Task:

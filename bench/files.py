@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        hint = "what is needed of the run is intact; the same command continues once the folder can be written"
+        hint = "nothing else was changed; the same command continues once the folder can be written"
         raise FileError(f"cannot remove {path}: {error.strerror or error}; {hint}") from error
 
 

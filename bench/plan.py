@@ -76,6 +76,11 @@ class Request:
         return (Selection(self.methods, self.datasets, self.eps, self.presets, self.seeds, self.changes),)
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Cells run on machines that are not this one, of which nothing is known here."""
+        return self.executor is not None and self.executor.engine != "local"
+
+    @property
     def results_dir(self) -> Path:
         """Tuning runs do not lie among the results unless told so."""
         if self.results is not None:
@@ -118,7 +123,8 @@ class Plan:
     def _fate(self, planned: Planned) -> str:
         cell = planned.cell
         if cell.id in self.done:
-            return f"finished before: {accuracies(self.done[cell.id])}"
+            changed = "; its source has changed since, --fresh repeats it" if _is_outdated(self.done[cell.id]) else ""
+            return f"finished before: {accuracies(self.done[cell.id])}{changed}"
         share = self.begun.get(cell.id)
         guess = self.estimates.get(cell.id)
         if share == 1.0:
@@ -133,6 +139,15 @@ class Plan:
             return f"{at}more than {duration(left)}"
         total, parts = duration(left + guess.eval_s), f"training {duration(left)}, evaluation {duration(guess.eval_s)}"
         return f"{at}about {total} ({parts})"
+
+
+def _is_outdated(record: Record) -> bool:
+    """A plugin's file is not what trained this record. Built-ins have version control for that."""
+    from . import registry
+    from .environment import method_sha256
+
+    trained = [code.get("method_sha256") for code in record.trained_by]
+    return bool(trained) and trained[-1] is not None and trained[-1] != method_sha256(registry.get(record.method))
 
 
 def accuracies(record: Record) -> str:

@@ -65,7 +65,7 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
         from .autoattack import require
 
         require()  # now, not after hours of training
-    device = resolve_device(request.device)
+    device = _device(request)
     planned, missing = select(request, device)
     runs_dir = Path(request.runs_dir) if request.runs_dir else cache_home() / "runs"
     gpus = gpu_count() if request.device == "auto" and device != "cpu" and len(planned) > 1 else 0
@@ -82,11 +82,24 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     if made.open and not request.dry_run:
         check_writable(request.results_dir, "--results")
         check_writable(runs_dir, "--runs-dir")
-    timed = [p.cell for p in made.open if made.begun.get(p.cell.id, 0.0) < 1.0]
+    timed = [p.cell for p in made.open if made.begun.get(p.cell.id, 0.0) < 1.0 and not request.is_elsewhere]
     if timed and (request.dry_run or not request.quiet or paper_on_cpu(made)):
         say("timing a few training steps for the plan")
         made.estimates = estimate(timed, device=device, threads=slots[0].threads, plugins=plugins)
     return made
+
+
+def _device(request: Request) -> str:
+    """Where cells run, as far as it is known here.
+
+    Raises:
+        UsageError: there is no such device, or the preset would depend on a machine that is not this one.
+    """
+    if not request.is_elsewhere:
+        return resolve_device(request.device)
+    if not all(entry.presets for entry in request.selections):
+        raise UsageError("--executor slurm: name a --preset; its default depends on the device, which is not here")
+    return request.device
 
 
 def paper_on_cpu(plan: Plan) -> list[str]:
@@ -124,6 +137,9 @@ def execute(
         ask: a yes-no question on a terminal; None where nobody can answer.
     """
     plan = make_plan(request, plugins, say if sys.stderr.isatty() and not request.quiet else lambda text: None)
+    if not plan.planned and request.shard and not plan.missing:
+        say(f"--shard {request.shard.number}/{request.shard.of}: there are fewer cells, none is left for this share")
+        return 0
     if not plan.planned:
         raise UsageError("; ".join(f"{m.label}: {m.reason}" for m in plan.missing) + " (`bench list recipes`)")
     if request.dry_run:

@@ -1,8 +1,8 @@
 """Attacks on a finished run's net after the fact, harder than its record's own or by another library. Torch-free.
 
-What `bench attack` finds lies beside the record, `attacked-<suite>[-n<N>].json` and .npz, with the examples that were
-right and survived these attacks (`beside.py`). The record keeps its numbers: an upper bound of the same nets' robust
-accuracy on the same examples is the union, right and broken by neither.
+What `bench attack` finds lies beside the record, `attacked-<suite>-<steps>x<restarts>-s<seed>[-n<N>].json` and .npz,
+with the examples that were right and survived these attacks (`beside.py`). The record keeps its numbers: an upper bound
+of the same nets' robust accuracy on the same examples is the union, right and broken by none.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _contradiction(
 KIND = Kind(
     word="attack",
     made=Reattack,
-    names=re.compile(r"attacked-[a-z]+(-n[0-9]+)?\.json"),
+    names=re.compile(r"attacked-[a-z]+(-[0-9]+x[0-9]+-s[0-9]+)?(-n[0-9]+)?\.json"),
     command="bench attack",
     version=1,
     counts=COUNTS,
@@ -116,18 +116,19 @@ KIND = Kind(
 )
 
 
-def name_of(suite: str, n: int, n_all: int) -> str:
-    """The stem of its files."""
-    return beside.stem_of(f"attacked-{suite}", n, n_all)
+def name_of(attacked_with: Mapping[str, Any], n: int, n_all: int) -> str:
+    """The stem of its files: attacks of other strength or another seed stand side by side, and all of them count."""
+    suite, steps, restarts, seed = (attacked_with[k] for k in ("suite", "steps", "restarts", "seed"))
+    return beside.stem_of(f"attacked-{suite}-{steps}x{restarts}-s{seed}", n, n_all)
 
 
 def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reattack:
-    """Store attacks beside their record; an older result of the same suite and size is replaced.
+    """Store attacks beside their record; an older result of the same attacks, seed and size is replaced.
 
     Raises:
         BenchError: it contradicts the record, holds what no record may hold, or the folder cannot be written.
     """
-    stem = name_of(payload["attacked_with"]["suite"], len(arrays["index"]), record.n)
+    stem = name_of(payload["attacked_with"], len(arrays["index"]), record.n)
     return beside.write(KIND, record, stem, payload, arrays)
 
 

@@ -19,6 +19,7 @@ from .environment import code_version, environment
 from .eps import Eps
 from .errors import BenchError, UsageError
 from .evaluate import evaluate
+from .files import check_writable
 from .posthoc import certify_with
 from .progress import Progress
 from .reattack import Reattack
@@ -104,6 +105,7 @@ def attack(
     """
     if config.autoattack:
         autoattack.require()
+    check_writable(record.path, "--results")  # now, not after hours of attacks
     trained, split = again.open(record)
     if examples is not None and examples < len(split):
         order = np.random.default_rng(seed_of(seed, "attack", "examples")).permutation(len(split))
@@ -170,6 +172,7 @@ def certify(record: Record, again: Again, options: CertifyOptions, *, progress: 
     """
     if options.n is not None and options.n > record.n:
         raise UsageError(f"--n {options.n}: record {record.short} has {record.n} examples")
+    check_writable(record.path, "--results")
     trained, split = again.open(record)
     count = options.n or record.n
     part = split.subset(torch.arange(count, device=split.labels.device))

@@ -185,8 +185,13 @@ class Record:
 
     @property
     def is_dirty(self) -> bool:
-        """The working tree had uncommitted changes."""
-        return bool(self.data["code"]["dirty"])
+        """The working tree had uncommitted changes, when it was evaluated or while it was trained."""
+        return any(code["dirty"] for code in (self.data["code"], *self.trained_by))
+
+    @property
+    def trained_by(self) -> list[dict[str, Any]]:
+        """Every code that trained it, in order; empty for records from before this was kept."""
+        return list(self.data["training"].get("code", []))
 
     @property
     def is_modified(self) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .contract import Method, Recipe
 
 GROUP = "bench.methods"  # of entry points
-NORMS = ("linf", "l2")
+NORMS = ("linf",)  # boxes, attacks and checks know no other ball
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NAME_RULE = "must be snake_case, [a-z][a-z0-9_]*, at most 40 characters"
 _REQUIRED = ("recipes", "build", "loss", "margin_bound")

@@ -25,7 +25,7 @@ from .attack import AttackConfig
 from .cell import Cell, Planned
 from .cost import measure_cost
 from .data import Dataset, Split, load
-from .environment import code_version, environment
+from .environment import code_version, environment, training_code
 from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
@@ -134,7 +134,6 @@ class _Run:
         check_writable(Path(self.options.results), "--results")
         if self.options.fresh:
             _clear(self.folder)
-            write_atomic(self.folder / RESTARTED, b"")
         data = load(
             self.cell.dataset,
             data_root=Path(self.options.data_root) if self.options.data_root else None,
@@ -146,6 +145,7 @@ class _Run:
             self.folder,
             {**self.cell.identity(), "data": data.info["checksum"]},
             every_s=self.options.save_every_s,
+            code=training_code(self.method),
             warn=self.progress.note,
         )
         self.store.tidy()
@@ -186,7 +186,7 @@ class _Run:
         meta = {
             "schema": SCHEMA,
             "identity": self.store.identity,
-            "training": summary,
+            "training": {**summary, "code": self.store.code},
             "environment": environment(self.device),
         }
         save_tensors(self.folder / WEIGHTS, net_tensors(net), meta)
@@ -299,12 +299,24 @@ def _cost(trained: Trained, found: Evaluation, split: Split, eps: Eps) -> dict[s
     }
 
 
+def start_over(cell: Cell, runs_dir: Path) -> None:
+    """Forget what a cell has reached, as --fresh does, for a run that others continue.
+
+    Raises:
+        FileError: another process works on it, or its folder cannot be written.
+    """
+    folder = runs_dir / cell.folder
+    with locked(folder):
+        _clear(folder)
+
+
 def _clear(folder: Path) -> None:
-    """Forget everything of a run but its lock."""
+    """Forget everything of a run but its lock and its output; an older record of the cell counts no longer."""
     for path in folder.iterdir():
         if path.name in ("lock", "stdout"):
             continue
         remove(path)
+    write_atomic(folder / RESTARTED, b"")
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:

@@ -167,6 +167,7 @@ class StateStore:
         folder: the run's folder.
         identity: JSON fields that a state must agree on to be continued.
         every_s: seconds between saves; longer where a save itself takes long.
+        code: the code that trains from now on, kept with every state; `StateStore.code` lists all that ever did.
         warn: called with one line about anything unexpected that was mended.
     """
 
@@ -176,10 +177,12 @@ class StateStore:
         identity: Mapping[str, Any],
         *,
         every_s: float = SAVE_EVERY_S,
+        code: Mapping[str, Any] | None = None,
         warn: Any = lambda text: None,
     ) -> None:
         self.folder = folder
-        self.identity = dict(identity)
+        self.code = [dict(code)] if code else []
+        self.identity = json.loads(json.dumps(identity))  # as files hold it: a tuple comes back as a list
         self.every_s = every_s
         self.warn = warn
         self._next = time.monotonic() + every_s
@@ -195,7 +198,7 @@ class StateStore:
             FileError: it cannot be written; the older states are intact.
         """
         start = time.monotonic()
-        content = {**meta, "schema": SCHEMA, "identity": self.identity, "iteration": iteration}
+        content = {**meta, "schema": SCHEMA, "identity": self.identity, "code": self.code, "iteration": iteration}
         save_tensors(self.folder / f"state-{iteration:09d}.safetensors", tensors, content)
         for old in self._files()[KEEP:]:
             remove(old)
@@ -213,12 +216,19 @@ class StateStore:
             if meta is not None:
                 self._check(path, meta)
             try:
-                return load_tensors(path)
+                state = load_tensors(path)
+                self._continue_from(state.meta.get("code", []))
+                return state
             except StateError as error:
                 if meta is not None and meta.get("schema", 0) > SCHEMA:
                     raise
                 self.warn(f"{error}; going back to the one before")
         return None
+
+    def _continue_from(self, before: list[dict[str, Any]]) -> None:
+        if before and self.code and before[-1] != self.code[-1]:
+            self.warn("the code has changed since this state was saved; the record will name both")
+        self.code = [*before, *(one for one in self.code if one not in before[-1:])]
 
     def clear(self) -> None:
         """Forget every state and temporary file."""

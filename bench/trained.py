@@ -76,7 +76,8 @@ def of_record(record: Record, runs_dir: Path, device: torch.device) -> Trained:
     if planned.cell.recipe_hash != record.data["recipe"]["hash"]:
         raise BenchError(
             f"record {record.short}: the recipe of {record.method} has changed since; check out "
-            f"{(record.data['code']['commit'] or 'the version it was made with')[:12]}, or repeat the run"
+            f"{([record.data['code'], *record.trained_by][-1]['commit'] or 'the version it was made with')[:12]}, "
+            "or repeat the run"
         )
     spec = data_spec(record.dataset).cropped(recipe.crop)
     classes = (record.data["data"]["subset"] or {}).get("classes", spec.classes)

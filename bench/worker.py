@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,22 @@ from typing import Any
 from .errors import BenchError, one_line
 from .progress import EventProgress
 
-HOSTILE = 4  # exit code of a process told twice to stop: the last saved state is what counts
+HOSTILE = 4  # exit code of a process told again to stop: the last saved state is what counts
+AGAIN_S = 5.0  # a second signal sooner is the same stop: a whole process group was told, and the launcher passes it on
 
 
 def main() -> None:
     """Entry point of `python -m bench.worker`."""
     asked = threading.Event()
+    first = time.monotonic()
 
     def stop(signum: int, frame: Any) -> None:
-        if asked.is_set():
+        nonlocal first
+        if not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first > AGAIN_S:
             os._exit(HOSTILE)
-        asked.set()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

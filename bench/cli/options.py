@@ -29,6 +29,10 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("BENCH_TRACEBACK"):
             raise
         fail(str(error), error.exit_code)
+    except OSError as error:  # a file that cannot be read or written, where nobody thought of it
+        if os.environ.get("BENCH_TRACEBACK"):
+            raise
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}; $BENCH_TRACEBACK=1 shows where", 1)
     except ValueError as error:  # Eps, recipes and spans of time say what is wrong with what was typed
         if os.environ.get("BENCH_TRACEBACK"):
             raise

@@ -96,7 +96,7 @@ def suite_of(members: Sequence[Checked]) -> str:
     for attack in members[0].record.data["evaluation"]["attacks"]:
         size = "\u00d7".join(str(attack[k]) for k in ("steps", "restarts") if attack.get(k) is not None)
         parts.append(f"{attack['name']} {size}".strip())
-    later = [attack.suite for m in members for attack in m.later]
+    later = [suite for m in members for suite in {attack.suite for attack in m.later}]
     for suite in sorted(set(later)):
         some = "" if later.count(suite) == len(members) else f" ({later.count(suite)} of {len(members)} seeds)"
         parts.append(f"later {suite}{some}")

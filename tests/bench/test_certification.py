@@ -132,3 +132,13 @@ def test_reports_without_any_have_no_such_table_and_name_broken_ones(one: Record
 def test_names_say_certifier_and_part() -> None:
     assert certification.name_of("ibp", 10, 10) == "certified-ibp"
     assert certification.name_of("ibp", 9, 10) == "certified-ibp-n9"
+
+
+def test_a_result_cut_short_does_not_replace_a_better_one(one: Record) -> None:
+    whole = added(one)
+    outcome = np.where(whole.outcome == CERTIFIED, TIMEOUT, whole.outcome)
+    with pytest.raises(BenchError, match="is kept: it certifies"):
+        added(one, outcome=outcome)
+    assert of_record(one)[0][0].count("certified") == whole.count("certified")
+    worse = np.where(whole.outcome == CERTIFIED, UNKNOWN, whole.outcome)  # decided otherwise: a new answer
+    assert added(one, outcome=worse).count("certified") == 0

@@ -1,6 +1,7 @@
 """The command line: what each command prints and where, exit codes, one line for every mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,23 @@ def test_verify_at_level_2_does_everything_again_and_counts(folder, monkeypatch)
     assert found["AutoAttack on certified"]["message"].startswith("not run")
 
 
+def test_verify_all_names_what_it_cannot_read_and_goes_on(folder, tmp_path):
+    for name in ("edited", "whole"):
+        shutil.copytree(folder / "results", tmp_path / name)
+    (file,) = (tmp_path / "edited").rglob("record.json")
+    file.write_text(file.read_text().replace('"n_certified": ', '"n_certified": 1'))
+    done = call("verify", "--all", "--level", 0, "--results", tmp_path)
+    assert done.exit_code == 1
+    assert "BAD read: its id is not the hash of its content" in done.stdout and "holds" in done.stdout
+    done = call("verify", "--all", "--level", 1, "--results", tmp_path / "whole", "--runs-dir", tmp_path, "--json")
+    assert done.exit_code == 1 and "no trained weights" in json.loads(done.stdout)[0]["findings"][0]["message"]
+
+
+def test_verify_all_of_nothing_is_a_mistake(tmp_path):
+    done = call("verify", "--all", "--results", tmp_path)
+    assert done.exit_code == 2 and "no records in" in done.stderr
+
+
 def test_verify_without_weights_says_that_it_looks_at_the_record_only(folder, tmp_path):
     done = call("verify", "--all", "--results", folder / "results", "--runs-dir", tmp_path)
     assert done.exit_code == 0 and "level 0" in done.stderr
@@ -260,7 +278,7 @@ def test_attack_on_a_sample_counts_the_sample_only(folder):
     (run,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
     more = ("--steps", 2, "--restarts", 1, "--examples", 5, *at(folder), "--json", "--threads", 1)
     told = json.loads(call("attack", run["cell"], *more).stdout)
-    assert told["n"] == 5 and told["file"] == "attacked-pgd-n5.json"
+    assert told["n"] == 5 and told["file"] == "attacked-pgd-2x1-s1-n5.json"
     assert all(0 <= told[key] <= 5 for key in ("correct", "robust_before", "robust_now", "robust_both", "certified"))
 
 

@@ -1,6 +1,7 @@
 """Cells handed to an engine for other machines, here to its stand-in that runs processes on this one."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,3 +81,22 @@ def test_settings_are_passed_on_with_numbers_as_numbers():
     assert settings_of(["slurm_partition=gpu", "gpus_per_node=1"]) == {"slurm_partition": "gpu", "gpus_per_node": 1}
     with pytest.raises(UsageError, match="--job gpu: write --job KEY=VALUE"):
         settings_of(["gpu"])
+
+
+def test_fresh_is_done_once_and_not_by_every_job_that_is_queued_again(tmp_path, monkeypatch):
+    (task,) = tasks_in(tmp_path, {"good": {"epochs": "1"}})
+    folder = Path(task.options.runs_dir) / task.cell.folder
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"of an earlier run")
+    fresh = replace(task, options=replace(task.options, fresh=True))
+    given = []
+
+    def submit(self, folder, batches, threads, device):
+        given.extend(t for batch in batches for t in batch)
+        raise UsageError("no engine here")
+
+    monkeypatch.setattr(Executor, "_submit", submit)
+    with pytest.raises(UsageError):
+        run(Executor("slurm"), [fresh])
+    assert [t.options.fresh for t in given] == [False]
+    assert not (folder / "weights.safetensors").exists() and (folder / "restarted").exists()

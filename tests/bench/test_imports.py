@@ -39,7 +39,7 @@ ONLY = {
     "bench.record_arrays": ("bench.errors", "bench.eps"),
     "bench.record_check": ("bench.errors", "bench.eps"),
     "bench.beside": ("bench.record", "bench.record_arrays", "bench.record_check", "bench.errors", "bench.files"),
-    "bench.certification": ("bench.beside", "bench.record"),
+    "bench.certification": ("bench.beside", "bench.record", "bench.errors"),
     "bench.reattack": ("bench.beside", "bench.record"),
     "bench.report": ("bench.record", "bench.beside", "bench.certification", "bench.reattack", "bench.record_arrays",
                      "bench.record_check", "bench.eps", "bench.errors", "bench.recipe", "bench.text", "bench.files",

@@ -54,7 +54,7 @@ def test_what_is_written_is_read_back_and_the_union_counts(one: Record) -> None:
     assert found[0].count("newly_broken") == 1
     assert found[0].count("robust_both") == one.n_robust - 1
     assert found[0].count("certified") == one.n_certified
-    assert found[0].path.name == "attacked-autoattack.json"
+    assert found[0].path.name == "attacked-autoattack-100x3-s1.json"
 
 
 def test_breaking_a_proved_example_cannot_be_stored(one: Record) -> None:
@@ -83,7 +83,7 @@ def test_a_forged_count_is_a_problem_even_with_a_mended_hash(one: Record) -> Non
 def test_a_sample_is_named_and_shown_with_its_mark(one: Record, tmp_path: Path) -> None:
     at = uncertified(one, 40)[:1]
     part = attacked(one, 40, breaks=at)
-    assert part.path.name == "attacked-autoattack-n40.json" and part.is_subset
+    assert part.path.name == "attacked-autoattack-100x3-s1-n40.json" and part.is_subset
     inputs = rows.gather(record.scan(tmp_path)[0], [])
     found = next(t for t in tables.build(inputs) if t.name == "reattacks")
     (row,) = found.rows()
@@ -195,3 +195,20 @@ def test_compare_counts_later_attacks_as_reports_do(tmp_path: Path) -> None:
     (robust,) = [line for line in found.lines if line.metric == "robust"]
     assert robust.a == 100 * (a.n_robust - len(uncertified(a)[:2])) / 60 and robust.p is not None
     assert any("later attacks" in note for note in found.notes)
+
+
+def test_a_weaker_attack_later_takes_nothing_back(one: Record, tmp_path: Path) -> None:
+    at = uncertified(one)[:1]
+    attacked(one, breaks=at)
+    attacked(one, attacked_with={"suite": "autoattack", "steps": 1, "restarts": 1, "seed": 1})
+    (pool,) = rows.gather(record.scan(tmp_path)[0], []).pools
+    assert len(of_record(one)[0]) == 2 and pool.count("robust") == one.n_robust - 1
+    assert pool.suite.endswith("+ later autoattack")
+
+
+def test_names_of_before_are_still_read(one: Record) -> None:
+    made = attacked(one).path
+    for kind in (".json", ".npz"):
+        made.with_suffix(kind).rename(made.with_name(f"attacked-autoattack{kind}"))
+    (found,), problems = of_record(one)
+    assert not problems and found.path.name == "attacked-autoattack.json"

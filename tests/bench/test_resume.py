@@ -154,13 +154,26 @@ def test_terminated_in_training(start, whole, tmp_path, signals):
     assert same(run(planned, where), whole)
 
 
-@pytest.mark.slow
-def test_told_twice_it_stops_at_once_and_the_last_state_counts(start, whole, tmp_path):
+def test_told_twice_at_once_it_still_saves(start, whole, tmp_path):
+    """A signal to a whole process group comes once from there and once from the launcher, which passes it on."""
     planned = cell_of(SLOWED)
-    worker = start(planned, options(tmp_path))
+    where = options(tmp_path)
+    worker = start(planned, Options(**{**asdict(where), "save_every_s": 1e9}))
+    read_until(worker.events, b'"name": "train"')
+    assert worker.end(signal.SIGTERM, signal.SIGINT, signal.SIGTERM) == 4
+    assert len(list(worker.folder.glob("state-*"))) == 1
+    assert same(run(planned, where), whole)
+
+
+@pytest.mark.slow
+def test_told_again_later_it_ends_at_once_and_the_last_state_counts(start, tmp_path):
+    worker = start(cell_of({"hang_at": "5"}), options(tmp_path))
     worker.wait_for("state-000000003")
-    assert worker.end(signal.SIGINT, signal.SIGTERM) == 4
-    assert same(run(planned, options(tmp_path)), whole)
+    worker.process.send_signal(signal.SIGTERM)
+    time.sleep(6)
+    assert worker.process.poll() is None  # its step never ends
+    assert worker.end(signal.SIGTERM) == 4
+    assert list(worker.folder.glob("state-*"))
 
 
 @pytest.mark.slow

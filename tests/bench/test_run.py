@@ -1,19 +1,22 @@
 """One cell from data to record: what it leaves, what it never does twice, what it refuses."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bench import environment, registry
 from bench import record as records
-from bench import registry
 from bench import run as running
 from bench.cell import plan
 from bench.errors import BenchError, Interrupted
 from bench.files import FileError, locked
 from bench.options import Options
+from bench.plan import Plan, Request
 from bench.run import ARRAYS, EVALUATION, finished, progress_of, run
 from bench.state import StateError, load_tensors, save_tensors, weights_sha256
 from bench.trained import WEIGHTS, of_record
@@ -174,6 +177,33 @@ def test_overrides_are_marked(tmp_path):
     record = run(one(changes={"epochs": "1", "lr": "0.01"}), options(tmp_path))
     assert record.data["cell"]["overrides"] == {"epochs": 1, "lr": 0.01}
     assert record.is_modified
+
+
+def test_a_changed_tuple_is_the_same_run_when_it_comes_back_from_disk(tmp_path):
+    """JSON has no tuples: the identity in a file must still be that of the run which wrote it."""
+    planned = one(changes={"epochs": "1", "lr_milestones": "0.5"})
+    record = run(planned, options(tmp_path))
+    assert record.data["cell"]["overrides"] == {"epochs": 1, "lr_milestones": [0.5]}
+    assert run(planned, options(tmp_path)).id == record.id
+
+
+def test_the_record_names_the_code_that_trained(done, monkeypatch):
+    planned, where, record = done
+    (code,) = record.trained_by
+    assert code["source_sha256"] == record.data["code"]["source_sha256"]
+    assert code["method_sha256"] == hashlib.sha256(PLUGIN.read_bytes()).hexdigest()
+    made = Plan(Request(), [planned], [], "cpu", [], Path(where.runs_dir), done={planned.cell.id: record})
+    assert "source has changed" not in made.lines()[0]
+    monkeypatch.setattr(environment, "method_sha256", lambda method: "0" * 64)
+    assert "its source has changed since, --fresh repeats it" in made.lines()[0]
+
+
+def test_a_record_trained_from_a_dirty_tree_is_dirty(done):
+    record = done[2]
+    code = [{**record.trained_by[0], "dirty": True}, {**record.trained_by[0], "dirty": False}]
+    data = {**record.data, "code": {**record.data["code"], "dirty": False}}
+    assert not replace(record, data={**data, "training": {**data["training"], "code": code[1:]}}).is_dirty
+    assert replace(record, data={**data, "training": {**data["training"], "code": code}}).is_dirty
 
 
 def test_a_run_in_use_is_refused(tmp_path):

@@ -176,3 +176,26 @@ def test_the_header_is_json_and_nothing_is_pickled(tmp_path):
     length = int.from_bytes(raw[:8], "little")
     assert json.loads(raw[8 : 8 + length])["__metadata__"]["meta"]
     assert read_meta(tmp_path / "s")["schema"] == 1
+
+
+def test_an_identity_with_tuples_is_recognised(tmp_path):
+    given = {**IDENTITY, "overrides": {"widths": (8, 4)}}
+    StateStore(tmp_path, given).save(1, tensors(), {})
+    assert StateStore(tmp_path, given).load().meta["iteration"] == 1
+    with pytest.raises(StateError, match="its overrides is"):
+        StateStore(tmp_path, {**IDENTITY, "overrides": {"widths": (8, 5)}}).load()
+
+
+def test_every_code_that_trained_is_remembered_and_a_change_said(tmp_path):
+    one, two, said = {"commit": "a"}, {"commit": "b"}, []
+    StateStore(tmp_path, IDENTITY, code=one).save(1, tensors(), {})
+    same = StateStore(tmp_path, IDENTITY, code=one, warn=said.append)
+    same.load()
+    assert same.code == [one] and said == []
+    other = StateStore(tmp_path, IDENTITY, code=two, warn=said.append)
+    other.load()
+    other.save(2, tensors(), {})
+    assert other.code == [one, two] and "the code has changed" in said[0]
+    back = StateStore(tmp_path, IDENTITY, code=one)
+    back.load()
+    assert back.code == [one, two, one]

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bench import plan, planning, registry, study
 from bench.cli import main
 from bench.errors import UsageError
+from bench.executor import Executor
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
 
@@ -136,3 +137,22 @@ def test_committed_studies_can_be_read():
     for path in files:
         planned, missing = planning.select(plan.Request(study=study.read(path)), "cpu")
         assert planned and not missing, (path.name, missing)
+
+
+def test_a_share_without_cells_is_no_mistake(capsys, tmp_path):
+    request = plan.Request(
+        methods=("tiny",), datasets=("synthetic",), shard=plan.Shard(3, 3), runs_dir=str(tmp_path), device="cpu"
+    )
+    said = []
+    assert planning.execute(request, plugins=(), say=said.append, ask=None) == 0
+    assert said == ["--shard 3/3: there are fewer cells, none is left for this share"]
+
+
+def test_what_runs_elsewhere_is_not_judged_by_this_machine(tmp_path):
+    """No GPU here, but in the cluster; without a preset its default would depend on the machine, so it is asked for."""
+    elsewhere = {"methods": ("tiny",), "datasets": ("synthetic",), "executor": Executor("slurm"), "device": "cuda"}
+    more = {"runs_dir": str(tmp_path), "results": str(tmp_path / "r"), "dry_run": True}
+    made = planning.make_plan(plan.Request(**elsewhere, **more, presets=("quick",)), ())
+    assert made.device == "cuda" and not made.estimates
+    with pytest.raises(UsageError, match="--preset"):
+        planning.make_plan(plan.Request(**elsewhere, **more), ())

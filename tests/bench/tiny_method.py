@@ -19,6 +19,7 @@ class TinyRecipe(Recipe):
     sleep_s: float = 0.0  # per step
     crash_at: int = -1  # step at which the process dies
     hang_at: int = -1  # step that never ends
+    escape_at: int = -1  # step that leaves a process behind which holds every pipe and no killing of groups reaches
 
 
 @register
@@ -49,6 +50,12 @@ class Tiny(Method):
             time.sleep(recipe.sleep_s)
         if step.iteration == recipe.crash_at:
             os.abort()
+        if step.iteration == recipe.escape_at:
+            if (escaped := os.fork()) == 0:
+                os.setsid()
+                time.sleep(600)
+                os._exit(0)
+            print("escaped", escaped, flush=True)
         if step.iteration == recipe.hang_at:  # and leaves a process of its own behind
             print("sleeper", subprocess.Popen(["sleep", "1000"]).pid, flush=True)
             while True:
