@@ -27,6 +27,8 @@ GROWTH = 8
 HOPELESS_S = 60.0  # a first step of so many seconds is not repeated
 TOO_SLOW_S = 10.0  # where a step of two images takes so long, nothing larger is tried
 STEPS = 3  # timed steps per phase; the fastest counts, the others met the neighbours
+CERTIFY_IMAGES = 8  # certified once, for the estimate
+SEARCH_BOUNDS = 10  # rounds of certify.grid_radii
 EVAL_IMAGES = 32
 
 
@@ -173,11 +175,24 @@ class Timer:
         )
 
     def _eval_s(self, n: int, attacks: AttackConfig) -> float:
-        """Seconds to attack n images: gradient steps through the net and its surrogates, by one timed step each."""
+        """Seconds to certify and attack n images: by a few bounds and radii, and by one gradient of each net."""
         guides: list[nn.Module] = [guide for _, guide in self.method.attack_models(self.net)][: attacks.surrogates]
         total = self._gradient_s(self.net) * attacks.steps * attacks.restarts
         total += sum(map(self._gradient_s, guides)) * attacks.surrogate_steps * attacks.surrogate_restarts
-        return total * n
+        return (total + self._certify_s()) * n
+
+    @torch.no_grad()
+    def _certify_s(self) -> float:
+        """Seconds per image of its certificates and radius; every answer counts as right, so that none is skipped."""
+        images = min(CERTIFY_IMAGES, len(self.x))
+        x = self.x[:images]
+        y = self.net(x).argmax(dim=1)
+        began = _now(self.device)
+        self.method.margin_bounds(self.net, x, y, self.recipe.radius)
+        each = _now(self.device) - began
+        closed = self.method.radius(self.net, x, y) is not None
+        both = _now(self.device) - began
+        return (both if closed else each * (1 + SEARCH_BOUNDS)) / images
 
     def _gradient_s(self, net: nn.Module) -> float:
         """Seconds per image of one gradient with respect to the image."""
