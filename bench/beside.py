@@ -27,6 +27,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "n": int, "n_test": int, "counts": dict, "seconds": (int, float), "environment": dict, "code": dict, "notes": list,
     "arrays": str, "finished": str,
 }  # fmt: skip
+# What `write` fills in.
+_FILLED = {"version", "id", "record", "weights_sha256", "trained_with", "eps", "split", "n", "n_test", "arrays"}
 _TRAINED_WITH = ("method", "preset", "seed")
 
 
@@ -119,6 +121,16 @@ def write(kind: Kind[B], record: Record, stem: str, payload: Mapping[str, Any], 
     write_atomic(path.with_suffix(".npz"), packed)
     write_atomic(path, canonical(data))
     return kind.made(data, stored, path)
+
+
+def carry(kind: Kind[B], found: B, record: Record, counts: Mapping[str, int]) -> B:
+    """The same result beside a newer record of the very same weights, where it counts `counts`.
+
+    Raises:
+        BenchError: it contradicts that record, or the folder cannot be written.
+    """
+    payload = {k: v for k, v in found.data.items() if k not in _FILLED} | {"counts": dict(counts)}
+    return write(kind, record, found.path.stem, payload, found.arrays)
 
 
 def of_record(kind: Kind[B], record: Record) -> tuple[list[B], list[Problem]]:

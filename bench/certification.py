@@ -21,7 +21,7 @@ OUTCOMES = ("misclassified", "certified", "unknown", "unsound", "timeout", "out_
 
 UNDECIDED = ("timeout", "out_of_memory")  # outcomes that more time or memory would change
 
-__all__ = ["OUTCOMES", "Certification", "name_of", "of_record", "own_count", "write"]
+__all__ = ["OUTCOMES", "Certification", "carry", "name_of", "of_record", "own_count", "write"]
 
 
 class Certification(Beside):
@@ -92,6 +92,11 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
                 f"run {payload['counts']['certified']} and {now} at its limits; delete it to have the new one"
             )
     return beside.write(KIND, record, stem, payload, arrays)
+
+
+def carry(found: Certification, record: Record) -> Certification:
+    """The same outcomes beside a newer record of the same weights; see `beside.carry`."""
+    return beside.carry(KIND, found, record, found.data["counts"])
 
 
 def of_record(record: Record) -> tuple[list[Certification], list[Problem]]:

@@ -132,6 +132,11 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
     return beside.write(KIND, record, stem, payload, arrays)
 
 
+def carry(found: Reattack, record: Record) -> Reattack:
+    """The same attacks beside a newer record of the same weights; see `beside.carry`."""
+    return beside.carry(KIND, found, record, counts(record, found.index, found.arrays["robust"]))
+
+
 def of_record(record: Record) -> tuple[list[Reattack], list[Problem]]:
     """What lies beside a record, by name; what cannot be used is a Problem, never an exception."""
     return beside.of_record(KIND, record)

@@ -7,6 +7,7 @@ record goes to the results folder last. Whatever kills the process, the next cal
 from __future__ import annotations
 
 import datetime
+import functools
 import io
 import json
 import time
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import certification, reattack, registry
 from . import record as records
-from . import registry
 from .attack import AttackConfig
 from .cell import Cell, Planned
 from .cost import measure_cost
@@ -283,7 +284,26 @@ class _Run:
             "finished": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "wall_s": wall_s,
         }
-        return records.write(Path(self.options.results), payload, arrays)
+        beside = self._beside(kept["weights_sha256"])
+        record = records.write(Path(self.options.results), payload, arrays)
+        for found in beside:
+            try:
+                found(record)
+            except BenchError as error:
+                self.progress.note(f"left out, it was beside the record that this one replaces: {error}")
+        return record
+
+    def _beside(self, weights_sha256: str) -> list[Callable[[Record], object]]:
+        """Later attacks and certificates of the record that is about to be replaced, if its net is the very same."""
+        folder = Path(self.options.results) / records.folder_name(self.cell.as_record())
+        try:
+            old = records.read(folder)
+        except records.RecordError:
+            return []
+        if old.data["weights_sha256"] != weights_sha256:
+            return []
+        attacks = [functools.partial(reattack.carry, one) for one in reattack.of_record(old)[0]]
+        return attacks + [functools.partial(certification.carry, one) for one in certification.of_record(old)[0]]
 
 
 def _cost(trained: Trained, found: Evaluation, split: Split, eps: Eps) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench import environment, registry
+from bench import environment, reattack, registry
 from bench import record as records
 from bench import run as running
 from bench.cell import plan
@@ -171,6 +171,23 @@ def test_val_trains_without_the_validation_images_and_leaves_the_test_split_clos
     data = record.data["data"]
     assert record.split == "val"
     assert (sizes, record.n) == ([data["n_train"] - data["n_val"]], data["n_val"])
+
+
+def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path):
+    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
+    record = run(planned, where)
+    flags = record.arrays("index", "robust")
+    robust = flags["robust"].astype(np.uint8)
+    payload = {
+        "attacked_with": {"suite": "pgd", "steps": 9, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
+        "counts": reattack.counts(record, flags["index"], robust), "environment": {}, "code": {"dirty": False},
+        "notes": [], "finished": "2026-01-31",
+    }  # fmt: skip
+    reattack.write(record, payload, {"index": flags["index"], "robust": robust})
+    again = run(planned, Options(**{**asdict(where), "fresh": True}))
+    (kept,), problems = reattack.of_record(again)
+    assert again.id != record.id and again.data["weights_sha256"] == record.data["weights_sha256"]
+    assert not problems and kept.data["record"] == again.id
 
 
 def test_overrides_are_marked(tmp_path):
