@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SINGLE, DOUBLE = 3.25, 6.75  # one column, the text block
 GREY, LIGHT, SOFT = "#595959", "#D9D9D9", "#F0F0F0"
+LINE = 0.1075  # height of a line of small text
 LINES = {"solid": "-", "dashed": (0, (4, 1.6)), "dashdot": (0, (5, 1.5, 1.2, 1.5)), "dotted": (0, (1.2, 1.3))}
 
 
@@ -105,3 +106,21 @@ def radius_axis(ax: Axes, top: float, levels: bool) -> None:
         step = next((s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if top / s <= 6.5), 0.5)
         ticks10 = [round(i * step, 4) for i in range(int(top / step + 1e-6) + 1)]
         ax.set_xticks(ticks10, [fmt.significant(t, 3).rstrip("0").rstrip(".") if t else "0" for t in ticks10])
+
+
+def room_for(ax: Axes, below: Sequence[str], span: float) -> float:
+    """By how much a vertical axis of this span must be lengthened downwards so that the lines of `write_below` fit."""
+    share = _line_share(ax) * len(below)
+    return span * share / (1 - share)
+
+
+def write_below(ax: Axes, below: Sequence[str]) -> None:
+    """What lies below the axes, in words, at their foot."""
+    for at, text in enumerate(reversed(below)):
+        y = 0.02 + _line_share(ax) * at
+        ax.text(0.02, y, plain(text), transform=ax.transAxes, fontsize=6, color=GREY)
+
+
+def _line_share(ax: Axes) -> float:
+    """Height of a line of small text as a share of the axes."""
+    return LINE / (float(ax.get_window_extent().height) / DPI)

@@ -18,10 +18,12 @@ from .canvas import (
     marker,
     new_figure,
     percent_axis,
+    room_for,
     value_grid,
+    write_below,
     write_under,
 )
-from .spec import Spec, ids, label, looks_of, percent, sound, under
+from .spec import Spec, ids, label, looks_of, lowest_shown, percent, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +67,17 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         {"method": p["method"], "train_s": p["train_s"], "certify_ms": p["certify_ms"], "certified": p["y"]}
         for p in points
     ]
-    data = {"points": points, "device": fmt.printable(device), "under": under(block)}
+    floor = lowest_shown([p["y"] for p in points])
+    data = {
+        "points": [p for p in points if p["y"] >= floor],
+        "below": [
+            f"below: {point['label']} {fmt.percent(p.count('certified'), p.n)} % after {fmt.seconds(p.train_s)}"
+            for point, p in zip(points, pools, strict=True)
+            if point["y"] < floor
+        ],
+        "device": fmt.printable(device),
+        "under": under(block),
+    }
     title = f"Certified accuracy against cost: {setting.title}"
     columns = ("method", "train_s", "certify_ms", "certified")
     return Spec(f"cost_{setting.slug}", "cost", title, alt, data, columns, rows, ids(pools), setting)
@@ -99,11 +111,14 @@ def draw(data: Mapping[str, Any]) -> Figure:
         _log_ticks(ax, [p[key] for p in shown], text)
         if near:
             pad = max(0.15 * (top - low), 0.5)
-            ax.set_ylim(low - pad, min(100.5, top + pad))
+            bottom, high = low - pad, min(100.5, top + pad)
+            ax.set_ylim(bottom - room_for(ax, data["below"], high - bottom), high)
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         else:
             percent_axis(ax, top)
         value_grid(ax)
+        if at == 0:
+            write_below(ax, data["below"])
         ax.set_xlabel(name + (f" on {data['device']}" if at == 0 and len(data["device"]) < 34 else ""))
         if at == 0:
             ax.set_ylabel("certified %, axis not from 0" if near else "certified %")

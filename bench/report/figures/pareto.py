@@ -9,15 +9,25 @@ from .. import fmt, styles, tables
 from ..blocks import Block
 from ..pool import Setting
 from ..rows import Inputs
-from .canvas import GREY, SINGLE, SOFT, add_axes, add_legend, legend_height, marker, new_figure, plain, write_under
+from .canvas import (
+    GREY,
+    SINGLE,
+    SOFT,
+    add_axes,
+    add_legend,
+    legend_height,
+    marker,
+    new_figure,
+    plain,
+    room_for,
+    write_below,
+    write_under,
+)
 from .labels import Box, box_around, place_label
-from .spec import Spec, ids, label, look, looks_of, percent, sound, under
+from .spec import Spec, ids, label, look, looks_of, lowest_shown, percent, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-GAP = 10.0  # points of certified accuracy: less is never a reason to leave a method out of a picture
-NOTE = 0.05  # height of a line of small text, as a share of a single figure's axes
 
 
 def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | None:
@@ -73,7 +83,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             f"Clean against certified accuracy on {setting.title}, published numbers only: of the methods with both, "
             f"{styles.title(top.method)} certifies most, {top.certified} % at {top.clean} % clean."
         )
-    floor = _lowest_shown([p["y"] for p in (*measured, *published)])
+    floor = lowest_shown([p["y"] for p in (*measured, *published)])
     data = {
         "measured": [p for p in measured if p["y"] >= floor],
         "published": [p for p in published if p["y"] >= floor],
@@ -86,19 +96,6 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
     title = f"Clean against certified accuracy: {setting.title}"
     columns = ("method", "published", "clean", "certified", "source")
     return Spec(f"pareto_{setting.slug}", "pareto", title, alt, data, columns, rows, ids(pools), setting)
-
-
-def _lowest_shown(certified: Sequence[float]) -> float:
-    """What lies below is told in words: drawn to scale, methods that certify next to nothing would squash the others.
-
-    The cut is the first gap, from the top, of GAP points or more that is wider than all that lies above it.
-    """
-    high_to_low = sorted(certified, reverse=True)
-    for at in range(1, len(high_to_low) - 1):
-        gap = high_to_low[at] - high_to_low[at + 1]
-        if gap >= max(GAP, high_to_low[0] - high_to_low[at]):
-            return high_to_low[at]
-    return high_to_low[-1]
 
 
 def _below(label: str, certified: str, clean: str) -> str:
@@ -117,7 +114,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
     x_low, x_high = _padded(xs, 0.16)
     y_low, y_high = _padded(ys, 0.16)
     below = data["below"]
-    y_low -= (y_high - y_low) * NOTE * len(below) / (1 - NOTE * len(below))  # room for their lines
+    y_low -= room_for(ax, below, y_high - y_low)
     ax.set_xlim(x_low, x_high)
     ax.set_ylim(y_low, y_high)
     edge = [max(x_low, y_low) - 1, min(x_high, 100) + 1]
@@ -141,8 +138,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
         boxes.append(box_around(ax, p["x"], p["y"], 0.07, 0.07))
     for p in published:
         place_label(ax, p["x"], p["y"], plain(p["label"]) + "\u2020", boxes)
-    for at, text in enumerate(reversed(below)):
-        ax.text(0.02, 0.02 + NOTE * at, plain(text), transform=ax.transAxes, fontsize=6, color=GREY)
+    write_below(ax, below)
     if published:
         handles.append(Line2D([], [], linestyle="none", marker="o", markersize=4.5, markerfacecolor="none",
                               markeredgecolor=GREY, markeredgewidth=1.0))  # fmt: skip

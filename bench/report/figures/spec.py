@@ -14,6 +14,7 @@ from .. import fmt, styles
 from ..blocks import Block
 from ..pool import PRESET_MARK, Pool, Setting
 
+GAP = 10.0  # points of certified accuracy: less is never a reason to leave a method out of a picture
 LONGEST = 30  # characters of a title in a figure
 
 
@@ -95,3 +96,16 @@ def radii_of(pool: Pool) -> Any:
         return pool.first.arrays("radius")["radius"]
     except RecordError:
         return None
+
+
+def lowest_shown(certified: Sequence[float]) -> float:
+    """What lies below is told in words: drawn to scale, methods that certify next to nothing would squash the others.
+
+    The cut is the first gap, from the top, of GAP points or more that is wider than all that lies above it.
+    """
+    high_to_low = sorted(certified, reverse=True)
+    for at in range(1, len(high_to_low) - 1):
+        gap = high_to_low[at] - high_to_low[at + 1]
+        if gap >= max(GAP, high_to_low[0] - high_to_low[at]):
+            return high_to_low[at]
+    return high_to_low[-1]

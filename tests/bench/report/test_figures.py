@@ -11,7 +11,7 @@ import pytest
 
 from bench import record
 from bench.report import draw, figures, published, rows
-from bench.report.figures import pareto
+from bench.report.figures.spec import lowest_shown
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_drawing_leaves_the_global_generator_alone(specs, drawn_once):
 
 def test_methods_far_below_are_told_not_drawn():
     """An uncertified net at 0 % would squash nine methods into a line; without such a gap every point is drawn."""
-    assert pareto._lowest_shown([98.1, 97.0, 94.2, 93.5, 66.6, 0.0, 0.0]) == 93.5
-    assert pareto._lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
-    assert pareto._lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
-    assert pareto._lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
+    assert lowest_shown([98.1, 97.0, 94.2, 93.5, 66.6, 0.0, 0.0]) == 93.5
+    assert lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
+    assert lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
+    assert lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
 
 
 def test_a_far_method_keeps_its_row_in_the_csv_and_a_line_in_the_picture(tmp_path, make):
