@@ -6,6 +6,7 @@ contradicts ends the evaluation with a bundle, one of class R costs the example 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from .contract import DataSpec, Method
 from .eps import Eps
 from .exact import EvalState
 from .guards import Violation, write_bundle
+from .kept import NOTHING, Kept
 from .threat import inner_box
 
 AnyAttack = Attack | autoattack.Part
@@ -96,6 +98,7 @@ class Cascade:
     chunks: Chunks
     progress: Watcher
     bundle_dir: Path | None = None
+    keep: Kept = NOTHING
     survived: dict[str, np.ndarray] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -117,8 +120,27 @@ class Cascade:
         if config.autoattack:
             attacks += autoattack.parts(self.spec.classes)
         for attack in attacks:
-            self._run_one(attack, targets & ~self.broken)
-            self.state.check()
+            self._part(attack, targets & ~self.broken)
+
+    def _part(self, attack: AnyAttack, targets: np.ndarray) -> None:
+        """Run one attack, or take it as an earlier process left it: same settings, same targets."""
+        name = f"attack-{attack.name}"
+        about = {"settings": attack.settings(self.seed), "targets": hashlib.sha256(targets.tobytes()).hexdigest()}
+        if found := self.keep.load(name, **about):
+            content, arrays = found
+            self.state.take_over(content["state"])
+            self.survived[attack.name] = arrays["survived"]
+            self.broken |= ~arrays["survived"]
+            self.contradicted |= arrays["contradicted"]
+            self.lines.append(content["line"])
+            self.notes += content["notes"]
+            return
+        before = len(self.notes)
+        self._run_one(attack, targets)
+        self.state.check()
+        content = {"line": self.lines[-1], "notes": self.notes[before:], "state": self.state.as_kept()}
+        arrays = {"survived": self.survived[attack.name], "contradicted": self.contradicted}
+        self.keep.save(name, content, arrays, **about)
 
     def _run_one(self, attack: AnyAttack, targets: np.ndarray) -> None:
         survived = np.ones(len(self.split), bool)

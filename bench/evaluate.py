@@ -26,6 +26,7 @@ from .eps import Eps
 from .errors import BenchError
 from .exact import EvalState, exact_eval
 from .guards import R_SLACK, Violation, check_bound, check_logits, check_radius
+from .kept import NOTHING, Kept
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def evaluate(
     batch_size: int | None = None,
     bundle_dir: Path | None = None,
     radii: bool = True,
+    keep: Kept = NOTHING,
 ) -> Evaluation:
     """Evaluate a finished net on every example of a split.
 
@@ -66,6 +68,7 @@ def evaluate(
         batch_size: first chunk size; halved when memory runs out.
         bundle_dir: where a violated certificate leaves `violation-<index>.json`; usually the run's folder.
         radii: False leaves every radius 0, where only attacks are asked for: some methods have to search for theirs.
+        keep: where finished parts lie, so that an evaluation that was stopped goes on.
 
     Raises:
         Violation: a D or F32 certificate contradicted by an attack or by its own clean margin.
@@ -75,11 +78,9 @@ def evaluate(
     with exact_eval(net) as state:
         chunks = Chunks.fitting(split.labels.device, batch_size)
         job = _Job(method, recipe, net, split, spec, eps, state, chunks, progress or Silent())
-        job.clean_and_bounds()
-        state.check()
+        job.part(keep, "bounds")
         if radii:
-            job.radii()
-            state.check()
+            job.part(keep, "radii")
         cascade = Cascade(
             method,
             recipe,
@@ -93,6 +94,7 @@ def evaluate(
             chunks,
             job.progress,
             bundle_dir,
+            keep,
         )
         cascade.run(attacks, job.correct, job.certified)
     # after the context, because its exit probes flush-to-zero once more and may still take a class away
@@ -128,6 +130,32 @@ class _Job:
         self.radius = np.zeros(n, np.float32)
         self.bound_s = 0.0
         self.all_rows = torch.arange(n, device=self.split.labels.device)
+
+    def part(self, keep: Kept, name: str) -> None:
+        """Do a pass, "bounds" or "radii", or take it as an earlier process left it."""
+        fields = {"bounds": ("pred", "margin", "scale"), "radii": ("radius",)}[name]
+        if found := keep.load(name):
+            content, arrays = found
+            self.state.take_over(content["state"])
+            self.bound_s, notes = content["bound_s"], content["notes"]
+            self.notes += notes
+            for field_name in fields:
+                setattr(self, field_name, arrays[field_name])
+            if name == "bounds":
+                self.certificates = [Certificate(c, cls, arrays[f"bound_{c}"]) for c, cls in content["certificates"]]
+                self.correct = self.margin > 0
+            return
+        before = len(self.notes)
+        self.clean_and_bounds() if name == "bounds" else self.radii()
+        self.state.check()
+        content = {
+            "state": self.state.as_kept(),
+            "bound_s": self.bound_s,
+            "notes": self.notes[before:],
+            "certificates": [[c.name, c.claimed] for c in self.certificates],
+        }
+        lowers = {f"bound_{c.name}": c.lower for c in self.certificates} if name == "bounds" else {}
+        keep.save(name, content, {**{f: getattr(self, f) for f in fields}, **lowers})
 
     # --- pass 1: clean and certified ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +55,15 @@ class EvalState:
         self._refused.update(classes)
         if reason not in self.downgrade:
             self.downgrade.append(reason)
+
+    def as_kept(self) -> dict[str, Any]:
+        """What a later process must know of this one to go on where it stopped."""
+        return {"refused": sorted(self._refused), "downgrade": list(self.downgrade)}
+
+    def take_over(self, kept: Mapping[str, Any]) -> None:
+        """What an earlier process lost stays lost."""
+        for reason in kept["downgrade"]:
+            self.refuse(*kept["refused"], reason=reason)
 
     def effective(self, cls: str) -> str:
         """The class itself, or R where it was refused."""

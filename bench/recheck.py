@@ -20,6 +20,7 @@ from .eps import Eps
 from .errors import BenchError, UsageError
 from .evaluate import evaluate
 from .files import check_writable
+from .kept import Kept, parts_key
 from .posthoc import certify_with
 from .progress import Progress
 from .reattack import Reattack
@@ -111,18 +112,22 @@ def attack(
         order = np.random.default_rng(seed_of(seed, "attack", "examples")).permutation(len(split))
         split = split.subset(torch.from_numpy(np.sort(order[:examples])).to(split.labels.device))
     began = time.monotonic()
+    weights, eps = record.data["weights_sha256"], record.data["cell"]["eps"]
+    folder = again.runs_dir / record.path.name
+    keep = Kept(folder / "again", parts_key(trained.method, weights, split.index, eps, again.device))
     found = evaluate(
         trained.method,
         trained.recipe,
         trained.net,
         split,
         spec=trained.spec,
-        eps=Eps(record.data["cell"]["eps"]),
+        eps=Eps(eps),
         seed=seed,
         attacks=config,
         progress=progress,
-        bundle_dir=again.runs_dir / record.path.name,
+        bundle_dir=folder,
         radii=False,
+        keep=keep,
     )
     index, robust = found.arrays["index"], found.arrays["robust"]
     if not np.isin(index, record.arrays("index")["index"]).all():
@@ -136,7 +141,9 @@ def attack(
         "notes": found.summary["notes"],
         **_circumstances(again),
     }
-    return reattack.write(record, payload, {"index": index, "robust": robust})
+    written = reattack.write(record, payload, {"index": index, "robust": robust})
+    keep.clear()
+    return written
 
 
 def _circumstances(again: Again) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One cell from data to record: train, evaluate, measure, write. Each part is kept on disk and never done twice.
 
-A run's folder holds state-*.safetensors while it trains, then weights.safetensors, then evaluation.json and .npz; the
-record goes to the results folder last. Whatever kills the process, the next call continues with the first part missing.
+A run's folder holds state-*.safetensors while it trains, then weights.safetensors, part-*.npz while it evaluates, then
+evaluation.json and .npz; the record goes to the results folder last. Whatever kills the process, the next call
+continues with the first part missing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
 from .files import check_writable, locked, remove, write_atomic
+from .kept import Kept, parts_key
 from .options import Options
 from .progress import Progress, StoppingProgress
 from .recipe import recorded
@@ -230,6 +232,7 @@ class _Run:
         began = time.monotonic()
         split = data.test() if self.cell.split == "test" else data.val
         watched = StoppingProgress(self.progress, self.should_stop)
+        keep = Kept(self.folder, parts_key(self.method, weights, split.index, self.cell.eps, self.options.device))
         found = evaluate(
             self.method,
             self.recipe,
@@ -241,6 +244,7 @@ class _Run:
             attacks=attack_budget(self.cell.preset, self.options.autoattack),
             progress=watched,
             bundle_dir=self.folder,
+            keep=keep,
         )
         cost = _cost(trained, found, split, Eps(self.cell.eps))
         kept = {
@@ -253,6 +257,7 @@ class _Run:
         }
         write_atomic(self.folder / ARRAYS, _npz(found.arrays))
         write_atomic(self.folder / EVALUATION, (json.dumps(kept, indent=1) + "\n").encode())
+        keep.clear()
         return kept
 
     # --- the record ---------------------------------------------------------------------------------------------------

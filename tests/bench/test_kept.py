@@ -1,0 +1,118 @@
+"""An evaluation that was stopped goes on: what is finished is not done again, and the result is the same."""
+
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bench import Eps
+from bench.attack import AttackConfig
+from bench.errors import Interrupted
+from bench.evaluate import evaluate
+from bench.exact import EvalState
+from bench.kept import Kept
+
+S = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
+SPEC = S.spec()
+ATTACKS = AttackConfig(steps=4, restarts=1, surrogate_steps=3)
+
+
+@dataclass
+class Plain:
+    crop: int = 0
+
+
+class Watch:
+    """Lists the phases, and stops in the one it is told."""
+
+    def __init__(self, stop_in=None):
+        self.phases, self.stop_in = [], stop_in
+
+    def phase(self, name, total):
+        self.phases.append(name)
+        if name == self.stop_in:
+            raise Interrupted("stopped")
+
+    def update(self, done, **values):
+        pass
+
+
+@pytest.fixture(scope="module")
+def case():
+    torch.manual_seed(4)
+    net = S.DistNet(6, 8, 8, 3)
+    data = S.labelled_by(net, S.random_split(32))
+    data.labels[::4] = (data.labels[::4] + 1) % 3
+    return S.DistMethod(), net, data
+
+
+def judge(case, keep, watch, attacks=ATTACKS, seed=0):
+    method, net, data = case
+    return evaluate(
+        method, Plain(), net, data, spec=SPEC, eps=Eps("0.1"), seed=seed, attacks=attacks, progress=watch, keep=keep
+    )
+
+
+def plain(found):
+    """Without times."""
+    timeless = {**found.summary, "certificates": None, "attacks": None}
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in found.summary["attacks"]]
+    return timeless, lines, [c["n_certified"] for c in found.summary["certificates"]]
+
+
+def same(a, b):
+    return plain(a) == plain(b) and all(np.array_equal(v, b.arrays[k]) for k, v in a.arrays.items())
+
+
+def test_after_any_stop_the_rest_gives_the_same_and_nothing_is_done_twice(case, tmp_path):
+    undisturbed = Watch()
+    whole = judge(case, Kept(None, {}), undisturbed)
+    assert len(undisturbed.phases) >= 4
+    for number, phase in enumerate(undisturbed.phases):
+        folder = tmp_path / str(number)
+        with pytest.raises(Interrupted):
+            judge(case, Kept(folder, {"net": 1}), Watch(stop_in=phase))
+        rest = Watch()
+        assert same(judge(case, Kept(folder, {"net": 1}), rest), whole)
+        assert rest.phases == undisturbed.phases[number:]
+
+
+def test_parts_of_another_net_or_of_other_settings_are_not_used(case, tmp_path):
+    judge(case, Kept(tmp_path, {"net": 1}), Watch())
+    other, seeded, again = Watch(), Watch(), Watch()
+    judge(case, Kept(tmp_path, {"net": 2}), other)
+    assert "certify" in other.phases and any(p.startswith("attack") for p in other.phases)
+    judge(case, Kept(tmp_path, {"net": 2}), seeded, seed=1)
+    assert "certify" not in seeded.phases and any(p.startswith("attack") for p in seeded.phases)
+    judge(case, Kept(tmp_path, {"net": 2}), again, seed=1)
+    assert again.phases == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off"])
+def test_a_damaged_part_is_made_again(case, tmp_path, damage):
+    keep = Kept(tmp_path, {})
+    whole = judge(case, keep, Watch())
+    (tmp_path / "part-bounds.npz").write_bytes(damage)
+    watch = Watch()
+    assert same(judge(case, keep, watch), whole) and watch.phases[0] == "certify"
+
+
+def test_cleared_parts_are_gone(tmp_path):
+    keep = Kept(tmp_path, {})
+    keep.save("one", {"a": 1}, {"x": np.arange(3)}, n=3)
+    content, arrays = keep.load("one", n=3)
+    assert content == {"a": 1} and arrays["x"].tolist() == [0, 1, 2]
+    assert keep.load("one", n=4) is None and keep.load("two") is None
+    keep.clear()
+    assert keep.load("one", n=3) is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_an_earlier_process_lost_stays_lost():
+    before, after = EvalState(), EvalState()
+    before.refuse("D", "F32", reason="a switch was turned")
+    after.take_over(before.as_kept())
+    assert after.effective("D") == after.effective("F32") == "R" and after.downgrade == ["a switch was turned"]
