@@ -26,7 +26,8 @@ CERTIFY, VERIFY, TRAIN = "tests/bench/test_certify.py", "tests/bench/test_verify
 STATE, RECORD, CONTRACT = "tests/bench/test_state.py", "tests/bench/test_record.py", "tests/bench/test_contract.py"
 DATASET, SPLITS, BATCHES = (f"tests/bench/data/test_{name}.py" for name in ("dataset", "splits", "batches"))
 AUTOATTACK = "tests/bench/test_autoattack.py"
-STATS = "tests/bench/report/test_stats.py"
+STATS, BLOCKS = (f"tests/bench/report/test_{name}.py" for name in ("stats", "blocks"))
+KEPT, REATTACK = "tests/bench/test_kept.py", "tests/bench/test_reattack.py"
 DIST, DIST_LAYERS = (f"tests/methods/linf_dist/test_{n}.py" for n in ("certificates", "layers_and_nets"))
 KERNELS = (
     "tests/methods/linf_dist/kernels/test_kernels_api.py"
@@ -449,8 +450,8 @@ MUTANTS = (
     Mutant(
         "the-broken-attacked-again",
         "bench/cascade.py",
-        "            self._run_one(attack, targets & ~self.broken)",
-        "            self._run_one(attack, targets)",
+        "            self._part(attack, targets & ~self.broken)",
+        "            self._part(attack, targets)",
         (EVALUATE,),
     ),
     # --- arithmetic and switches --------------------------------------------------------------------------------------
@@ -616,6 +617,48 @@ MUTANTS = (
         "lower, upper = inside(x, radius)",
         "lower, upper = inside(x, radius / 2)",
         (VERIFY,),
+    ),
+    Mutant(
+        "f32-beyond-overflow",
+        "methods/interval.py",
+        "    return torch.where(mass < HALF_MAX32, mass, torch.inf)",
+        "    return mass",
+        (INTERVAL,),
+    ),
+    Mutant(
+        "parts-of-other-attacks",
+        "bench/kept.py",
+        'if meta["key"] != self._key or meta["about"] != json.loads(json.dumps(about)):',
+        'if meta["key"] != self._key:',
+        (KEPT,),
+    ),
+    Mutant(
+        "lost-classes-come-back",
+        "bench/exact.py",
+        'self.refuse(*kept["refused"], reason=reason)',
+        "self.refuse(reason=reason)",
+        (KEPT,),
+    ),
+    Mutant(
+        "identity-with-tuples",
+        "bench/state.py",
+        "self.identity = json.loads(json.dumps(identity))",
+        "self.identity = dict(identity)",
+        (STATE,),
+    ),
+    Mutant(
+        "one-seed-speaks-for-all",
+        "bench/report/blocks.py",
+        "    for one, two in pairs:",
+        "    for one, two in pairs[:1]:",
+        (BLOCKS,),
+    ),
+    Mutant(
+        "compare-before-later-attacks",
+        "bench/report/compare.py",
+        "checked = check(r, reattack.of_record(r)[0])",
+        "checked = check(r)",
+        (REATTACK,),
     ),
     Mutant("wilson-of-90-percent", "bench/report/stats.py", "Z = 1.959964", "Z = 1.644854", (STATS,)),
 )
