@@ -171,9 +171,10 @@ def test_a_named_gpu_is_the_only_one_used():
     assert slots_for("cuda:1", jobs=None, gpus=0, threads=3, cores=lambda n: 1) == [Slot("cuda:1", 3)]
 
 
-def test_a_process_that_escapes_with_the_pipes_does_not_hold_the_launcher(tmp_path):
+def test_a_process_that_escapes_with_the_pipes_does_not_hold_the_launcher(tmp_path, monkeypatch):
     """It is in no group that can be killed, and the ends of the pipes it inherited never close."""
-    (task,) = tasks_in(tmp_path, {"good": {"epochs": "1", "escape_at": "0"}})
+    monkeypatch.setenv("TINY_ESCAPES", "1")
+    (task,) = tasks_in(tmp_path, {"good": {"epochs": "1"}})
     began = time.monotonic()
     (outcome,), _ = launch([task], [Slot("cpu", 1)], progress=lambda label: Progress(quiet=True))
     escaped = int((tmp_path / "runs" / task.cell.folder / "stdout").read_text().split("escaped ")[1].split()[0])
