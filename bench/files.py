@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import BenchError
@@ -68,6 +69,53 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a whole folder: fill a hidden sibling, flush it, rename it to `target`. Readers see the old one or the new.
+
+    Raises OSError where it cannot be written; an older folder is intact.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{target.name}.*"):
+        if time.time() - stale.stat().st_mtime > 3600:  # a writer that was killed, not one at work
+            shutil.rmtree(stale, ignore_errors=True)
+    fresh = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    fresh.mkdir()
+    try:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+            _fsync(fresh / name)
+        _sync(fresh)
+        _put(fresh, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _put(fresh: Path, target: Path) -> None:
+    """Rename `fresh` to `target`; another writer of the same cell may be doing the same, the last one stays."""
+    for attempt in range(10):
+        old = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+        try:
+            if target.exists():
+                os.rename(target, old)
+            os.rename(fresh, target)
+        except OSError:
+            if old.exists() and not target.exists():
+                os.rename(old, target)  # the old record is better than none
+            if attempt == 9:
+                raise
+        else:
+            return
+        finally:
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder
+        _fsync(folder)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

@@ -10,9 +10,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +21,7 @@ import numpy as np
 from . import record_arrays, record_check
 from .eps import Eps
 from .errors import BenchError
+from .files import replace_folder
 
 SCHEMA = 1
 FILE, ARRAYS = "record.json", "arrays.npz"
@@ -243,7 +241,7 @@ def write(results_dir: Path, payload: Mapping[str, Any], arrays: Mapping[str, An
         raise RecordError(f"record {name}: {problem}")
     target = results_dir / folder_name(data["cell"])
     try:
-        _store(target, {ARRAYS: packed, FILE: canonical(data)})
+        replace_folder(target, {ARRAYS: packed, FILE: canonical(data)})
     except OSError as error:
         raise RecordError(f"cannot write {target}: {_reason(error)}; choose another folder with --results") from error
     return Record(data, target)
@@ -258,56 +256,6 @@ def canonical(data: Mapping[str, Any]) -> bytes:
 def identity(data: Mapping[str, Any]) -> str:
     """The id: sha256 of the canonical JSON without the id."""
     return hashlib.sha256(canonical({k: v for k, v in data.items() if k != "id"})).hexdigest()
-
-
-def _store(target: Path, files: Mapping[str, bytes]) -> None:
-    """Fill a hidden sibling, flush it, then rename it to `target`: readers see the old folder or the new one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.*"):
-        if time.time() - stale.stat().st_mtime > 3600:  # a writer that was killed, not one at work
-            shutil.rmtree(stale, ignore_errors=True)
-    fresh = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    fresh.mkdir()
-    try:
-        for name, content in files.items():
-            with (fresh / name).open("wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-        _sync(fresh)
-        _put(fresh, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _put(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`; another writer of the same cell may be doing the same, the last one stays."""
-    for attempt in range(10):
-        old = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-        try:
-            if target.exists():
-                os.rename(target, old)
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists() and not target.exists():
-                os.rename(old, target)  # the old record is better than none
-            if attempt == 9:
-                raise
-        else:
-            return
-        finally:
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":  # Windows cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
