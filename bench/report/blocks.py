@@ -50,10 +50,9 @@ class Block:
                 continue  # no column names the suite: a bold among the weakly attacked would look like a win over all
             _, tied = self._tied(kind, rows)
             found |= {(at, kind): Standing(tied=True) for at in tied}
-            # Certificates of class D and R never compete for one bold.
-            groups = {p.cls for p in self.pools} if kind == "certified" else {None}
-            for cls in sorted(groups, key=str):
-                group = [at for at in rows if kind != "certified" or self.pools[at].cls == cls]
+            # Certificates of what runs (D, F32) and of the real-number network (R) never compete for one bold.
+            for real in (False, True) if kind == "certified" else (None,):
+                group = [at for at in rows if real in (None, self.pools[at].cls == "R")]
                 best, close = self._tied(kind, group)
                 if best is not None and not close and self._is_apart(kind, best, group):
                     found[best, kind] = Standing(best=True, tied=best in tied)
