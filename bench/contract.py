@@ -1,6 +1,6 @@
 """The contract between the suite and a method: the one file a plugin author reads.
 
-A method is a class with five members (`name`, `title`, `recipes`, `build`, `loss`, `margin_bound`); everything else
+A method is a class with six members (`name`, `title`, `recipes`, `build`, `loss`, `margin_bound`); everything else
 has a working default. `bench new-method NAME` writes an example, `bench check NAME` tests it.
 """
 

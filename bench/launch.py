@@ -41,7 +41,7 @@ def slots_for(
 def exit_code(outcomes: Sequence[Outcome], *, stopped: bool) -> int:
     """0 all done, 4 the user stopped it, 1 some cell failed, 3 diverged, 4 out of time."""
     codes = {o.code for o in outcomes if o.code}
-    if not codes and not stopped:
+    if not codes:  # also where a stop came too late to stop anything
         return EXIT_OK
     if stopped:
         return EXIT_INTERRUPTED

@@ -17,7 +17,7 @@ COLUMNS = {
     "datasets": ("name", "title", "shape", "classes", "n_train", "n_val", "n_test", "here"),
     "recipes": ("method", "dataset", "eps", "preset", "epochs", "params", "flops", "source"),
     "runs": ("cell", "method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified",
-             "certificate_class", "train_s"),
+             "certificate_class", "train_s", "overrides"),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .record import Record
 from .study import Selection, Study
 
 DEFAULT_RESULTS = "results/measured"
+TUNING_RESULTS = "results/tuning"  # never committed, never reported
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Request:
         """Tuning runs do not lie among the results unless told so."""
         if self.results is not None:
             return Path(self.results)
-        return Path(DEFAULT_RESULTS, "tuning") if self.split == "val" else Path(DEFAULT_RESULTS)
+        return Path(TUNING_RESULTS if self.split == "val" else DEFAULT_RESULTS)
 
 
 @dataclass
@@ -113,6 +114,8 @@ class Plan:
         out = [f"{p.cell.label.ljust(width)}  {self._fate(p)}" for p in self.planned]
         out += [f"{m.label.ljust(width)}  skipped: {m.reason}" for m in self.missing]
         hows = dict.fromkeys(e.how for e in self.estimates.values() if e.train_s is not None)
+        if any("epochs" in dict(p.cell.overrides) for p in self.open):
+            out.append("epochs are set by hand: schedules that count epochs stay as they are (--show-config, --set)")
         if self.open:
             each = f"{len(self.slots)} workers" if len(self.slots) > 1 else "one worker"
             threads = f"{self.slots[0].threads} thread{'s' if self.slots[0].threads > 1 else ''}"
@@ -123,7 +126,9 @@ class Plan:
     def _fate(self, planned: Planned) -> str:
         cell = planned.cell
         if cell.id in self.done:
-            changed = "; its source has changed since, --fresh repeats it" if _is_outdated(self.done[cell.id]) else ""
+            changed = ""
+            if _is_outdated(self.done[cell.id]):
+                changed = "; its source has changed since; --fresh replaces it, --results DIR keeps both"
             return f"finished before: {accuracies(self.done[cell.id])}{changed}"
         share = self.begun.get(cell.id)
         guess = self.estimates.get(cell.id)
@@ -138,7 +143,8 @@ class Plan:
         if guess.at_least:
             return f"{at}more than {duration(left)}"
         total, parts = duration(left + guess.eval_s), f"training {duration(left)}, evaluation {duration(guess.eval_s)}"
-        return f"{at}about {total} ({parts})"
+        more = "; AutoAttack comes on top, not estimated" if self.request.autoattack else ""
+        return f"{at}about {total} ({parts}{more})"
 
 
 def _is_outdated(record: Record) -> bool:

@@ -200,7 +200,9 @@ class Record:
         """The flat object of `bench list runs --json`."""
         keys = ("id", "method", "dataset", "preset", "seed", "split", "n", "clean", "robust", "certified")
         more = ("certificate_class", "train_s", "device")
-        return {**{k: getattr(self, k) for k in keys}, "eps": str(self.eps), **{k: getattr(self, k) for k in more}}
+        flat = {**{k: getattr(self, k) for k in keys}, "eps": str(self.eps), **{k: getattr(self, k) for k in more}}
+        changed = self.data["cell"]["overrides"]
+        return {**flat, "overrides": " ".join(f"{k}={changed[k]}" for k in sorted(changed))}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -134,7 +134,10 @@ class Registry:
         known = self.names()
         close = difflib.get_close_matches(name, known, n=1)
         hint = f' did you mean "{close[0]}"?' if close else ""
-        raise UsageError(f'no method "{printable(name)}";{hint} `bench list methods` shows all {len(known)}')
+        raise UsageError(
+            f'no method "{printable(name)}";{hint} `bench list methods` shows all {len(known)}; '
+            "one of your own needs --plugin FILE"
+        )
 
     def load_all(self) -> list[Entry]:
         """Every method, sorted by name, imported; broken ones and second users of a name carry their reason.

@@ -60,7 +60,7 @@ def new_method(name: str, parent: Path | None = None) -> list[Path]:
 def advice(name: str) -> str:
     """What to type next, one command a line."""
     return (
-        f"bench check {name}               # does it keep the contract?\n"
+        f"bench check {name} --plugin {name}/{name}.py   # does it keep the contract?\n"
         f"bench run --plugin {name}/{name}.py -m {name}\n"
         f"pip install -e {name}            # from then on without --plugin"
     )

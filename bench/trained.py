@@ -54,7 +54,9 @@ def restore(
     """
     path = folder / WEIGHTS
     if not path.exists():
-        raise StateError(f"{folder} holds no trained weights; repeat the run, or name its folder with --runs-dir")
+        raise StateError(
+            f"{folder} holds no trained weights; name its folder with --runs-dir, or train it again with --results DIR"
+        )
     state = load_tensors(path)
     if check is not None:
         check(path, state.meta)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import record
+from bench.cell import reopen
 from bench.report.assemble import build
 
 ROOT = Path(__file__).parents[1]
@@ -21,3 +23,11 @@ def test_the_committed_reports_agree_with_the_committed_records():
     result = build(ROOT / "results" / "measured", ROOT / "reports", readme=ROOT / "README.md", check=True)
     assert result.problems == []
     assert result.differences == [], "run `bench report` and commit the result"
+
+
+def test_every_committed_record_is_of_a_recipe_that_is_still_there():
+    """Else the command printed beside it trains another net, and a reader finds recipe and number that disagree."""
+    records, problems = record.scan(ROOT / "results" / "measured")
+    assert not problems
+    stale = [r.path.name for r in records if reopen(r.data["cell"]).cell.id != r.cell_id]
+    assert stale == [], "their recipes have changed since: run these cells again, or remove the records"

@@ -47,6 +47,7 @@ def list_(
     elif what == "recipes":
         rows = list(listing.recipes(methods, datasets, presets))
     else:
+        _check_there(results)
         rows, problems = listing.runs(Path(results))
     if as_json:
         print_json(rows)
@@ -73,6 +74,7 @@ def report(results: str, out: str, published: str | None, readme: str | None, ch
     """Regenerate every table and figure from the records."""
     from ..report import build
 
+    _check_there(results)
     done = build(
         Path(results),
         Path(out),
@@ -85,6 +87,15 @@ def report(results: str, out: str, published: str | None, readme: str | None, ch
     else:
         click.echo("\n".join(done.lines))
     sys.exit(done.exit_code)
+
+
+def _check_there(results: str) -> None:
+    """A mistyped folder is a mistake and not zero records: reports made of nothing would replace the real ones."""
+    from ..errors import UsageError
+    from ..plan import DEFAULT_RESULTS
+
+    if results != DEFAULT_RESULTS and not Path(results).is_dir():
+        raise UsageError(f"--results {results}: there is no such folder")
 
 
 def _marked_readme() -> Path | None:

@@ -14,6 +14,7 @@ from ..record import Record, RecordError
 from . import fmt, stats, styles
 from .cells import ACCURACIES, KIND_OF
 from .checked import Checked, check
+from .detail import changes_of
 
 ALPHA = 0.05
 _COSTS = (("s per epoch", "s_per_epoch"), ("train s", "train_s"), ("ms per certificate", "certify_ms"))
@@ -188,7 +189,8 @@ def _cost_obstacle(a: Record, b: Record) -> str | None:
 def _describe(r: Record) -> str:
     seed = f"seed {r.seed}"
     where = f"{styles.dataset_title(r.dataset)}, eps {r.eps}, preset {r.preset}, {seed}, n = {r.n}"
-    return fmt.printable(f"{r.short}  {r.title}; {where}; {r.headline['name']} (class {r.certificate_class})")
+    changed = "".join(f", {change}" for change in changes_of(r))
+    return fmt.printable(f"{r.short}  {r.title}; {where}{changed}; {r.headline['name']} (class {r.certificate_class})")
 
 
 def folders(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[str, Comparison | None]]:
@@ -205,7 +207,7 @@ def folders(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[str, Compari
     lines: list[tuple[str, Comparison | None]] = []
     for key in sorted(one.keys() | two.keys(), key=str):
         r = one.get(key) or two[key]
-        name = f"{r.method} {r.dataset} {r.eps} {r.preset} seed {r.seed}"
+        name = " ".join([f"{r.method} {r.dataset} {r.eps} {r.preset} seed {r.seed}", *changes_of(r)])
         if key in one and key in two:
             lines.append((name, compare(one[key], two[key])))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -279,8 +280,14 @@ def _of_record(pool: Pool, member: Checked) -> Cell:
     return Cell(fmt.percent(count, r.n), pool.marks("certified"), sort=100 * count / r.n, ref=r.id)
 
 
+def changes_of(r: Record) -> list[str]:
+    """`lr=0.01`, `widths=64,32`: the overrides of a record as `--set` takes them, fit for a shell."""
+    found = r.data["cell"]["overrides"]
+    texts = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in found.items()}
+    return [shlex.quote(f"{k}={texts[k]}") for k in sorted(texts)]
+
+
 def command(r: Record) -> str:
     """The command that repeats a record."""
-    cell = r.data["cell"]
-    changes = "".join(f" --set {k}={cell['overrides'][k]}" for k in sorted(cell["overrides"]))
+    changes = "".join(f" --set {change}" for change in changes_of(r))
     return f"bench run -m {r.method} -d {r.dataset} --eps {r.eps} --preset {r.preset} --seed {r.seed}{changes}"

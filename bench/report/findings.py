@@ -52,8 +52,9 @@ def _percent(pool: Pool, kind: str) -> str:
 
 def _name(pool: Pool) -> str:
     """`l_inf-dist net (boosted)`: a comma inside a name would be lost in a list."""
-    first, _, rest = pool.title.partition(", ")
-    return f"{first} ({rest})" if rest else first
+    first, _, rest = pool.first.title.partition(", ")
+    words = [rest] * bool(rest) + [pool.overrides] * bool(pool.overrides)
+    return f"{first} ({'; '.join(words)})" if words else first
 
 
 def _names(pools: Sequence[Pool]) -> str:

@@ -19,7 +19,7 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "s": "a subset of the test images or classes; n stands in the row",
     "m": "the recipe was changed by hand (the change is named beside the method)",
     "w": "robust accuracy from less than the standard attack suite, or an attack warned that it may be too high",
-    "a": "after later, harder attacks too (table Attacked again)",
+    "a": "after later attacks too (table Attacked again)",
     "e": "eps is not exactly the block's: the paper rounded it",
     "c": "class R, contradicted by an attack on some examples; they count as not certified",
     "b": "class R with certified bounds within rounding of zero",

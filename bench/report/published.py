@@ -164,12 +164,14 @@ def read(file: Path) -> list[Cell]:
 
 def headline(cells: Sequence[Cell], own: str | None = None) -> Cell | None:
     """The one cell of a setting and method to print: the best tag, then certified present, then whole test split, then
-    the paper `own` itself, then the fullest triple, then the first; None if no cell has an accuracy."""
+    the paper `own` itself, then the fullest triple, then the most certified (of several networks); None if no cell has
+    an accuracy."""
 
     def order(cell: Cell) -> tuple[Any, ...]:
         missing = sum(v is None for v in (cell.clean, cell.robust, cell.certified))
         small = (cell.n_test or 10_000) < 1000
-        return cell.certified is None, TAGS.index(cell.tag), small, cell.source.citekey != own, missing, cell.key
+        which = cell.source.citekey != own, missing, -(cell.certified or 0), cell.key
+        return cell.certified is None, TAGS.index(cell.tag), small, *which
 
     usable = [cell for cell in cells if cell.has_accuracy]
     return min(usable, key=order) if usable else None

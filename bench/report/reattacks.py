@@ -45,7 +45,7 @@ def reattacks(inputs: Inputs) -> Table | None:
         _about_certified(groups.values()),
     ]
     notes += [f"{_what(line)}: {note}" for lines in groups.values() for line in lines for note in _warnings(line[2])]
-    return table("reattacks", "Attacked again, harder", columns, blocks, list(pools.values()), notes)
+    return table("reattacks", "Attacked again", columns, blocks, list(pools.values()), notes)
 
 
 def _about_certified(groups: Iterable[Sequence[_Line]]) -> str:

@@ -131,9 +131,9 @@ def published_only(cell: Published) -> Row:
 
 def best_published(inputs: Inputs, setting: Setting) -> Published | None:
     """The published cell of highest certified accuracy on the whole test split."""
-    cells = [inputs.headline_of(setting, m) for m in sorted(inputs.published_of.get(setting, {}))]
-    known = [c for c in cells if c and c.certified is not None and (c.n_test or 10_000) >= 1000]
-    return max(known, key=lambda c: (c.certified, c.method), default=None)
+    cells = [c for found in inputs.published_of.get(setting, {}).values() for c in found]
+    known = [c for c in cells if c.certified is not None and (c.n_test or 10_000) >= 1000]
+    return max(known, key=lambda c: (c.certified, c.method, c.key), default=None)
 
 
 def headline(inputs: Inputs) -> Table:
@@ -161,7 +161,8 @@ def headline(inputs: Inputs) -> Table:
             rows.append(Row(cells, row.data))
             pools.append(pool)
         best = best_published(inputs, setting)
-        if best and best.method not in {of.pools[at].method for of, at in shown}:
+        printed = {cell.key for of, at in shown if (cell := of.pools[at].published)}
+        if best and best.key not in printed:
             row = published_only(best)
             cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell("published"), "certified": Cell()}
             cells |= {"published": row["certified"]}

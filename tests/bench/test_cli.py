@@ -159,7 +159,7 @@ def test_show_config_prints_the_recipe(tmp_path):
 
 
 def test_tuning_results_lie_apart():
-    assert plan.Request(("m",), split="val").results_dir == Path("results/measured/tuning")
+    assert plan.Request(("m",), split="val").results_dir == Path("results/tuning")
     assert plan.Request(("m",), split="val", results="here").results_dir == Path("here")
 
 
@@ -196,6 +196,7 @@ def test_list_runs_has_the_public_fields(folder):
     (row,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
     public = {"id", "method", "dataset", "eps", "preset", "seed", "n", "clean", "robust", "certified"}
     public |= {"certificate_class", "train_s", "device"}
+    assert row["overrides"] == "epochs=1"
     assert public - set(row) == set()
     assert all(not isinstance(value, (dict, list)) for value in row.values())
 
@@ -325,6 +326,9 @@ def test_report_hands_on_what_it_was_told(monkeypatch, tmp_path):
 
     monkeypatch.setattr(report, "build", build)
     monkeypatch.chdir(tmp_path)
+    mistyped = call("report", "--results", "here")
+    assert mistyped.exit_code == 2 and "there is no such folder" in mistyped.stderr and told == []
+    Path("here").mkdir()
     done = call("report", "--results", "here", "--out", "there", "--check")
     assert done.exit_code == 1
     assert told == [(Path("here"), Path("there"), {"published_dir": None, "check": True, "readme": None})]

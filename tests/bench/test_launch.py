@@ -152,6 +152,7 @@ def test_a_runs_folder_that_cannot_be_made_is_a_failed_cell(tmp_path):
         ([3, 4], False, 3),
         ([0, 4], False, 4),
         ([1, 4], True, 4),
+        ([0, 0], True, 0),
     ],
 )
 def test_exit_codes(codes, stopped, expected):

@@ -212,7 +212,7 @@ def test_the_record_names_the_code_that_trained(done, monkeypatch):
     made = Plan(Request(), [planned], [], "cpu", [], Path(where.runs_dir), done={planned.cell.id: record})
     assert "source has changed" not in made.lines()[0]
     monkeypatch.setattr(environment, "method_sha256", lambda method: "0" * 64)
-    assert "its source has changed since, --fresh repeats it" in made.lines()[0]
+    assert "its source has changed since; --fresh replaces it" in made.lines()[0]
 
 
 def test_a_record_trained_from_a_dirty_tree_is_dirty(done):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench.report import compare, stats
+from bench.report import compare, detail, stats
 
 
 @pytest.fixture()
@@ -96,3 +96,13 @@ def test_two_folders_are_compared_cell_by_cell(tmp_path, make):
     b = [make(tmp_path / "b", n=50), make(tmp_path / "b", n=50, method="groupsort")]
     words = [what if done is None else "both" for what, done in compare.folders(a, b)]
     assert sorted(w.rpartition(" ")[2] for w in words) == ["both", "gone", "new"]
+
+
+def test_runs_that_differ_in_their_recipe_are_told_apart(tmp_path, make):
+    a = make(tmp_path, method="ibp", overrides={"widths": [64, 32], "lr": 0.1})
+    b = make(tmp_path, method="ibp", overrides={"lr": 0.2})
+    head = compare.compare(a, b).text()
+    assert "lr=0.1, widths=64,32" in head[0] and "lr=0.2" in head[1]
+    names = [name for name, _ in compare.folders([a, b], [a])]
+    assert any("lr=0.2: gone" in name for name in names)
+    assert detail.command(a).endswith("--set lr=0.1 --set widths=64,32")  # as a shell and bench run take it

@@ -375,3 +375,13 @@ def test_without_records_the_published_tables_remain(tmp_path):
     assert "main_mnist_0.3" in names
     assert len(list(names["paper_table1"].rows())) == 19
     assert "Nothing here yet" in render.markdown(names["cost"])
+
+
+def test_the_best_published_number_is_the_best_of_all_cells():
+    """Not the best of the one cell per method that stands beside our rows."""
+    theirs = rows.Inputs(published=published.load())
+    for setting in theirs.settings():
+        cells = [c for found in theirs.published_of.get(setting, {}).values() for c in found]
+        whole = [c.certified for c in cells if c.certified is not None and (c.n_test or 10_000) >= 1000]
+        best = tables.best_published(theirs, setting)
+        assert (best.certified if best else None) == max(whole, default=None)
