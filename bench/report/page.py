@@ -12,7 +12,7 @@ from .cells import ACCURACIES, accuracy, published_accuracy, setting_cell
 from .figures import Spec
 from .fmt import DASH
 from .model import MARKS, Block, Cell, Column, Row, Table
-from .pool import Setting
+from .pool import Pool, Setting
 from .rows import Inputs, lead
 
 _HERE = Path(__file__).parent
@@ -98,14 +98,21 @@ def _problems(inputs: Inputs) -> str:
     return f'<ul class="problems">{"".join(lines)}</ul>' if lines else ""
 
 
+def _best(inputs: Inputs, setting: Setting) -> Pool | None:
+    """The row that certifies most: on the whole split if there is any, its recipe unchanged, its guards whole."""
+    blocks = inputs.blocks_of(setting)
+    blocks = [b for b in blocks if not b.is_subset] or blocks
+    pools = [p for b in blocks for p in b.pools if not p.broken and p.cls and not p.overrides]
+    return max(pools, key=lambda p: p.percent("certified"), default=None)
+
+
 def _cards(inputs: Inputs) -> str:
-    """Per headline setting the best certified row of its leading block, and the best published number."""
+    """Per headline setting the best certified row of any preset, which is named, and the best published number."""
     wanted = [s for s in inputs.settings() if (s.dataset, s.eps_text) in tables.HEADLINES and not s.norm]
     wanted += [s for s in inputs.settings() if lead(inputs, s) and s not in wanted]
     cards = []
     for setting in wanted[:8]:
-        block = lead(inputs, setting)
-        pool = next((p for p in block.pools if not p.broken and p.cls and not p.overrides), None) if block else None
+        pool = _best(inputs, setting)
         lines = [f"<h3>{fmt.html(setting.title)}</h3>"]
         if pool:
             cell = accuracy(pool, "certified")

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bench.report import build
+from bench import record
+from bench.report import build, page, rows
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 SVG_LEAVES = {"path", "use", "rect", "circle", "line", "stop"}
@@ -156,3 +157,13 @@ def test_an_empty_results_folder_gives_a_page(tmp_path):
 
 def test_the_page_is_small(report):
     assert (report.out / "index.html").stat().st_size < 1_000_000
+
+
+def test_a_card_shows_the_best_row_of_any_preset_and_whole_splits_first(tmp_path, make):
+    make(tmp_path, n=1000, method="ibp", preset="quick", reach=0.05)
+    make(tmp_path, n=1000, method="linf_dist", preset="hour", reach=0.2)
+    make(tmp_path, n=500, n_test=1000, method="linf_dist_v2", preset="quick", reach=0.9)  # a subset, and better
+    inputs = rows.gather(record.scan(tmp_path)[0], [])
+    (setting,) = {b.setting for b in inputs.blocks}
+    best = page._best(inputs, setting)
+    assert (best.method, best.first.preset) == ("linf_dist", "hour")
