@@ -143,7 +143,6 @@ class _Job:
                 setattr(self, field_name, arrays[field_name])
             if name == "bounds":
                 self.certificates = [Certificate(c, cls, arrays[f"bound_{c}"]) for c, cls in content["certificates"]]
-                self.correct = self.margin > 0
             return
         before = len(self.notes)
         self.clean_and_bounds() if name == "bounds" else self.radii()
@@ -183,7 +182,6 @@ class _Job:
             self.progress.update(done[0], clean_acc=float((self.margin > 0).sum()) / done[0])
 
         self.chunks.run(self.all_rows, work)
-        self.correct = self.margin > 0
 
     def _keep(self, bounds: Sequence[Bound], found: list[np.ndarray], rows: Tensor) -> None:
         names = [(b.certificate, b.cls) for b in bounds]
@@ -198,6 +196,11 @@ class _Job:
         at = rows.cpu().numpy()
         for certificate, lower in zip(self.certificates, found, strict=True):
             certificate.lower[at] = lower
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Strictly: a tie is wrong."""
+        return np.asarray(self.margin > 0)
 
     @property
     def certified(self) -> np.ndarray:

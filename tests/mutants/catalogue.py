@@ -313,8 +313,8 @@ MUTANTS = (
     Mutant(
         "ties-correct",
         "bench/evaluate.py",
-        "self.correct = self.margin > 0",
-        "self.correct = self.margin >= 0",
+        "return np.asarray(self.margin > 0)",
+        "return np.asarray(self.margin >= 0)",
         (EVALUATE,),
     ),
     Mutant(
