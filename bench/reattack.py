@@ -36,11 +36,6 @@ class Reattack(Beside):
         open_before = self.count("correct") - self.count("certified")
         return max(0, int(attacks[0]["n_attacked"]) - open_before) if attacks else 0
 
-    @property
-    def is_unreliable(self) -> bool:
-        """An attack warned that it may have been fooled."""
-        return any(attack.get("flags") for attack in self.data["attacks"])
-
     def percent(self, key: str) -> float:
         return 100.0 * self.count(key) / self.n
 
