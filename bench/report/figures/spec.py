@@ -101,11 +101,11 @@ def radii_of(pool: Pool) -> Any:
 def lowest_shown(certified: Sequence[float]) -> float:
     """What lies below is told in words: drawn to scale, methods that certify next to nothing would squash the others.
 
-    The cut is the first gap, from the top, of GAP points or more that is wider than all that lies above it.
+    The cut is the first gap, from the top, of GAP points or more and of three quarters of all that lies above it.
     """
     high_to_low = sorted(certified, reverse=True)
     for at in range(1, len(high_to_low) - 1):
         gap = high_to_low[at] - high_to_low[at + 1]
-        if gap >= max(GAP, high_to_low[0] - high_to_low[at]):
+        if gap >= max(GAP, 0.75 * (high_to_low[0] - high_to_low[at])):
             return high_to_low[at]
     return high_to_low[-1]

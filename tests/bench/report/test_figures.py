@@ -159,6 +159,7 @@ def test_methods_far_below_are_told_not_drawn():
     assert lowest_shown([40.4, 35.0, 29.2, 26.7, 23.2]) == 23.2
     assert lowest_shown([97.0, 92.0, 88.0, 79.0, 2.0]) == 79.0
     assert lowest_shown([90.0, 10.0]) == 10.0  # two points have nothing to be squashed
+    assert lowest_shown([40.4, 35.0, 32.6, 29.2, 23.2, 6.4, 0.0]) == 23.2
 
 
 def test_a_far_method_keeps_its_row_in_the_csv_and_a_line_in_the_picture(tmp_path, make):
