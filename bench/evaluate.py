@@ -8,7 +8,7 @@ or the method, ends the evaluation and leaves a bundle with the point. (trust.md
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ def evaluate(
     with exact_eval(net) as state:
         chunks = Chunks.fitting(split.labels.device, batch_size)
         job = _Job(method, recipe, net, split, spec, eps, state, chunks, progress or Silent())
-        job.part(keep, "bounds")
+        job.part(keep, "bounds", job.clean_and_bounds, ("pred", "margin", "scale"))
         if radii:
-            job.part(keep, "radii")
+            job.part(keep, "radii", job.radii, ("radius",))
         cascade = Cascade(
             method,
             recipe,
@@ -131,21 +131,19 @@ class _Job:
         self.bound_s = 0.0
         self.all_rows = torch.arange(n, device=self.split.labels.device)
 
-    def part(self, keep: Kept, name: str) -> None:
-        """Do a pass, "bounds" or "radii", or take it as an earlier process left it."""
-        fields = {"bounds": ("pred", "margin", "scale"), "radii": ("radius",)}[name]
+    def part(self, keep: Kept, name: str, work: Callable[[], None], fields: Sequence[str]) -> None:
+        """Do a pass that fills `fields` and may fill certificates and notes, or take what an earlier process left."""
         if found := keep.load(name):
             content, arrays = found
             self.state.take_over(content["state"])
-            self.bound_s, notes = content["bound_s"], content["notes"]
-            self.notes += notes
+            self.bound_s = content["bound_s"]
+            self.notes += content["notes"]
+            self.certificates = [Certificate(c, cls, arrays[f"bound_{c}"]) for c, cls in content["certificates"]]
             for field_name in fields:
                 setattr(self, field_name, arrays[field_name])
-            if name == "bounds":
-                self.certificates = [Certificate(c, cls, arrays[f"bound_{c}"]) for c, cls in content["certificates"]]
             return
         before = len(self.notes)
-        self.clean_and_bounds() if name == "bounds" else self.radii()
+        work()
         self.state.check()
         content = {
             "state": self.state.as_kept(),
@@ -153,7 +151,7 @@ class _Job:
             "notes": self.notes[before:],
             "certificates": [[c.name, c.claimed] for c in self.certificates],
         }
-        lowers = {f"bound_{c.name}": c.lower for c in self.certificates} if name == "bounds" else {}
+        lowers = {f"bound_{c.name}": c.lower for c in self.certificates}
         keep.save(name, content, {**{f: getattr(self, f) for f in fields}, **lowers})
 
     # --- pass 1: clean and certified ----------------------------------------------------------------------------------

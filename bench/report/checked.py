@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +57,10 @@ class Checked:
     def count(self, kind: str) -> int:
         """Examples that are `correct`, `robust` or `certified`, after every attack there was."""
         return int(self.flags[kind].sum()) if self.later else int(getattr(self.record, f"n_{kind}"))
+
+    def percent(self, kind: str) -> Fraction:
+        """`count` of all examples."""
+        return Fraction(100 * self.count(kind), self.record.n)
 
 
 def check(one: Record, later: Sequence[Reattack] = ()) -> Checked:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,7 @@ def _checked(r: Record) -> Checked:
 
 def _accuracy(a: Checked, b: Checked, key: str) -> Line:
     kind = KIND_OF[key]
-    values = [Fraction(100 * c.count(kind), c.record.n) for c in (a, b)]
+    values = [c.percent(kind) for c in (a, b)]
     places = fmt.decimals(min(a.record.n, b.record.n))
     delta = values[1] - values[0]
     printed = (fmt.fixed(values[0], places), fmt.fixed(values[1], places), fmt.points(delta, places))

@@ -277,7 +277,7 @@ def _of_record(pool: Pool, member: Checked) -> Cell:
     r, count = member.record, member.count("certified")
     if pool.broken:
         return Cell("!", ref=r.id)
-    return Cell(fmt.percent(count, r.n), pool.marks("certified"), sort=100 * count / r.n, ref=r.id)
+    return Cell(fmt.percent(count, r.n), pool.marks("certified"), sort=float(member.percent("certified")), ref=r.id)
 
 
 def changes_of(r: Record) -> list[str]:

@@ -99,7 +99,7 @@ class Pool:
         return stats.wilson(float(self.count(kind)), self.n)
 
     def over_seeds(self, kind: str) -> stats.Spread:
-        return stats.spread([100.0 * m.count(kind) / m.record.n for m in self.members])
+        return stats.spread([float(m.percent(kind)) for m in self.members])
 
     def of(self, seed: int) -> Checked:
         """The record of one seed."""

@@ -60,7 +60,7 @@ def _record(pool: Pool, recipes: dict[str, Any], machines: list[Any]) -> dict[st
         "machine": machines.index(machine), "commit": data["code"]["commit"], "dirty": r.is_dirty,
         "version": data["code"]["version"], "finished": data["finished"], "weights": data["weights_sha256"][:16],
         "train": fmt.seconds(r.train_s), "wall": fmt.seconds(data["wall_s"]), "command": command(r),
-        "seeds": [[m.record.seed, m.record.short, round(100 * m.count("certified") / r.n, 4)] for m in pool.members],
+        "seeds": [[m.record.seed, m.record.short, round(float(m.percent("certified")), 4)] for m in pool.members],
         "contradicted": sum(m.n_contradicted for m in pool.members), "borderline": pool.total("n_borderline"),
     }  # fmt: skip
     if pool.broken:

@@ -15,7 +15,7 @@ from bench import certification, reattack, record
 from bench.errors import BenchError
 from bench.reattack import Reattack, of_record, write
 from bench.record import Record, canonical, identity
-from bench.report import compare, rows, tables
+from bench.report import compare, figures, fmt, rows, tables
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "synthetic_records.py"))).make
 
@@ -162,6 +162,9 @@ def test_a_later_attack_against_a_class_r_certificate_costs_it_everywhere(tmp_pa
         (row,) = every[name].rows()
         assert row["certified"].sort == 100 * (one.n_certified - 1) / 60, name
     assert reattack.n_open(one, found) == one.n_robust - 1 - (one.n_certified - 1)
+    (curve,) = [spec for spec in figures.build(inputs) if spec.kind == "curve"]
+    assert curve.data["series"][0]["certified"] == pytest.approx(100 * (one.n_certified - 1) / 60, abs=1e-4)
+    assert fmt.percent(one.n_certified - 1, 60) in curve.alt
 
 
 def test_a_sound_certificate_that_a_later_attack_refutes_is_a_problem(one: Record, tmp_path: Path) -> None:

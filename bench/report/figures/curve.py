@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         counts = len(r) - np.searchsorted(r, grid.astype(np.float32), side="left")  # radius >= grid point
         counts[0] = pool.first.n_correct
         shares = [round(100.0 * int(c) / pool.n, 4) for c in counts]
-        points = {k: percent(100 * Fraction(pool.members[0].count(k), pool.n)) for k in ("certified", "robust")}
+        points = {k: percent(pool.members[0].percent(k)) for k in ("certified", "robust")}
         series.append({"method": pool.method, "label": label(pool), "y": shares, **points, **looks[pool.method]})
         csv_rows += [
             {
@@ -67,10 +66,10 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             }
             for x, c in zip(grid, counts, strict=True)
         ]
-    best = max(pools, key=lambda p: (p.first.n_certified, p.method))
+    best = max(pools, key=lambda p: (p.members[0].count("certified"), p.method))
     alt = (
         f"Certified accuracy against radius on {under(block, lowest_seed=True)}: {best.first.title} certifies most at "
-        f"{setting.eps_text}, {fmt.percent(best.first.n_certified, best.n)} % of {best.n}."
+        f"{setting.eps_text}, {fmt.percent(best.members[0].count('certified'), best.n)} % of {best.n}."
     )
     data = {
         "x": [round(float(x), 7) for x in grid],

@@ -42,7 +42,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             "y": percent(p.percent("certified")),
             "xerr": [round(v, 4) for v in p.interval("correct")],
             "yerr": [round(v, 4) for v in p.interval("certified")],
-            "dots": [[percent(r.clean), percent(r.certified)] for r in p.records] if p.k > 1 else [],
+            "dots": [[percent(m.percent(k)) for k in ("correct", "certified")] for m in p.members] if p.k > 1 else [],
             **looks[p.method],
         }
         for p in pools

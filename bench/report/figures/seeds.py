@@ -9,7 +9,7 @@ from .. import fmt, styles
 from ..pool import Setting
 from ..rows import Inputs
 from .canvas import DOUBLE, LIGHT, add_axes, marker, new_figure, plain
-from .spec import Spec, ids, label, looks_of
+from .spec import Spec, ids, label, looks_of, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,9 +23,12 @@ def describe(inputs: Inputs) -> Spec | None:
         setting = Setting.of(p.first.dataset, p.first.norm, p.first.eps.fraction)
         s = p.over_seeds("certified")
         name = f"{label(p, alone=True)}, {styles.dataset_title(p.first.dataset)} {setting.eps_text}"
-        values = [round(r.certified, 4) for r in p.records]
+        values = [percent(m.percent("certified")) for m in p.members]
         strips.append({"label": name, "values": values, "mean": round(s.mean, 4), **looks_of([p])[p.method]})
-        rows += [{"row": name, "seed": r.seed, "record": r.id, "certified": r.certified} for r in p.records]
+        rows += [
+            {"row": name, "seed": r.seed, "record": r.id, "certified": float(p.of(r.seed).percent("certified"))}
+            for r in p.records
+        ]
     if not strips:
         return None
     spreads = [max(s["values"]) - min(s["values"]) for s in strips]
