@@ -25,6 +25,7 @@ from .progress import Progress
 
 POLL_S = 1.0
 START_S = 300.0  # a job of cells with time limits: for imports, data and the last saved state of each
+KILL_WAIT_S = 600.0  # at most: Slurm's KillWait is half a minute by default, a partition's GraceTime may be longer
 DAY_MIN = 24 * 60  # a job whose cells have no time limit
 
 
@@ -150,13 +151,19 @@ class Job:
         from .launch import launch
 
         slot = Slot(resolve_device(self.device), self.threads)
-        outcomes, _ = launch(tasks, [slot], progress=functools.partial(_log, count=len(tasks)))
+        outcomes, stopped = launch(tasks, [slot], progress=functools.partial(_log, count=len(tasks)))
+        if stopped and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            # SIGTERM, and SIGKILL is to follow: a preempted job that is killed is queued again, one that ends is not.
+            time.sleep(KILL_WAIT_S)
         return [(o.code, o.message, str(o.record.path) if o.record else "", o.seconds) for o in outcomes]
 
     def checkpoint(self, tasks: list[Task]) -> Any:
         """Called by submitit before a job is cut short: the same cells again, which continue from their states."""
         import submitit
 
+        from .launch import wind_down
+
+        wind_down()
         return submitit.helpers.DelayedSubmission(self, tasks)
 
 

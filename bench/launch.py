@@ -68,11 +68,27 @@ def launch(
         on_outcome: called as each task ends.
     """
     launcher = _Launcher(list(slots), progress, on_outcome, grace_s)
-    with launcher.handling_signals():
-        launcher.run(list(tasks))
+    _at_work.append(launcher)
+    try:
+        with launcher.handling_signals():
+            launcher.run(list(tasks))
+    finally:
+        _at_work.remove(launcher)
     order = {id(task): place for place, task in enumerate(tasks)}
     launcher.outcomes.sort(key=lambda outcome: order[id(outcome.task)])
     return launcher.outcomes, launcher.stops > 0
+
+
+_at_work: list[_Launcher] = []  # the launches in progress in this process
+
+
+def wind_down() -> None:
+    """Let everything that is running in this process save and end, and wait for it.
+
+    For a signal handler that is going to end the process: the launch it interrupts must not go on.
+    """
+    for launcher in _at_work:
+        launcher.wind_down()
 
 
 class _Launcher:
@@ -97,6 +113,10 @@ class _Launcher:
 
     def _on_signal(self) -> None:
         self.stops += 1
+
+    def wind_down(self) -> None:
+        self.stops = max(self.stops, 1)
+        self.run([])
 
     def run(self, tasks: list[Task]) -> None:
         waiting = deque(tasks)

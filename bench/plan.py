@@ -102,6 +102,7 @@ class Plan:
     done: dict[str, Record] = field(default_factory=dict)  # cell id -> finished record
     begun: dict[str, float] = field(default_factory=dict)  # cell id -> share of the training on disk
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()  # data sets of open cells that are not on this machine
 
     @property
     def open(self) -> list[Planned]:
@@ -116,6 +117,9 @@ class Plan:
         hows = dict.fromkeys(e.how for e in self.estimates.values() if e.train_s is not None)
         if any("epochs" in dict(p.cell.overrides) for p in self.open):
             out.append("epochs are set by hand: schedules that count epochs stay as they are (--show-config, --set)")
+        for name in self.absent:
+            fate = "and --offline forbids a download" if self.request.offline else "a download is tried"
+            out.append(f"{name}: not on this machine, {fate} (`bench list datasets`)")
         if self.open:
             each = f"{len(self.slots)} workers" if len(self.slots) > 1 else "one worker"
             threads = f"{self.slots[0].threads} thread{'s' if self.slots[0].threads > 1 else ''}"

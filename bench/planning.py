@@ -59,6 +59,8 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
         UsageError, ValueError: something is asked for that does not exist.
         FileError: a folder cannot be written.
     """
+    from .data.catalogue import names as known_datasets
+    from .listing import is_here
     from .run import finished, progress_of
 
     if request.autoattack:
@@ -82,6 +84,10 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     if made.open and not request.dry_run:
         check_writable(request.results_dir, "--results")
         check_writable(runs_dir, "--runs-dir")
+    if not request.is_elsewhere:
+        root = Path(request.data_root) if request.data_root else None
+        wanted = dict.fromkeys(p.cell.dataset for p in made.open)
+        made.absent = tuple(name for name in wanted if name in known_datasets() and not is_here(name, root))
     timed = [p.cell for p in made.open if made.begun.get(p.cell.id, 0.0) < 1.0 and not request.is_elsewhere]
     if timed and (request.dry_run or not request.quiet or paper_on_cpu(made)):
         say("timing a few training steps for the plan")

@@ -79,6 +79,7 @@ def show_dry(plan: Plan) -> None:
                 "train_s": guess.train_s if guess else None,
                 "eval_s": guess.eval_s if guess else None,
                 "how": guess.how if guess else None,
+                "data_here": one.cell.dataset not in plan.absent,
             }
         )
     rows += [{**vars(m), "skipped": m.reason} for m in plan.missing]

@@ -37,6 +37,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    if hasattr(signal, "SIGUSR2"):  # Slurm's warning to every process of a job, a minute before it is cut short
+        signal.signal(signal.SIGUSR2, stop)
     job = json.loads(sys.stdin.read())
     events = EventProgress(job["events"])
     try:

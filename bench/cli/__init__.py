@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -33,6 +34,9 @@ class _Group(click.Group):
 @plugin_option
 def main() -> None:
     """Train, certify, attack, time and compare certifiably robust classifiers."""
+    from ..environment import wait_briefly
+
+    wait_briefly(os.environ)
 
 
 for _command in (run, list_, report, compare, verify, attack, certify, check, new_method, doctor, kernels, time):

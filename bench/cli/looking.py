@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def list_(
         rows = listing.datasets(Path(data_root) if data_root else None)
     elif what == "recipes":
         rows = list(listing.recipes(methods, datasets, presets))
+        if not rows and presets:
+            _check_presets(listing.recipes(methods, datasets), presets)
     else:
         _check_there(results)
         rows, problems = listing.runs(Path(results))
@@ -87,6 +90,15 @@ def report(results: str, out: str, published: str | None, readme: str | None, ch
     else:
         click.echo("\n".join(done.lines))
     sys.exit(done.exit_code)
+
+
+def _check_presets(recipes: Iterable[dict[str, Any]], presets: tuple[str, ...]) -> None:
+    """A mistyped preset is a mistake and not an empty list."""
+    from ..errors import UsageError
+
+    known = dict.fromkeys(row["preset"] for row in recipes)
+    if known and not known.keys() & set(presets):
+        raise UsageError(f"--preset {', '.join(presets)}: no such recipe here; there are {', '.join(known)}")
 
 
 def _check_there(results: str) -> None:

@@ -10,6 +10,8 @@ import click
 
 from .options import finished_run_options, print_json, runs_dir, say
 
+NOT_REPLAYED = "replay"  # the check that could not be made, for want of weights, data or a method
+
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1)
@@ -57,25 +59,28 @@ def verify(
         try:
             found = verifying.verify_record(one) if level == 0 else _verified(one, level, examples, points, where)
         except BenchError as error:  # its weights are gone, say: the records after it are looked at all the same
-            found = [_cannot(str(error))]
+            found = [_cannot(str(error), NOT_REPLAYED)]
         report.append(_told(one.path.name, one.short, found, as_json))
     if as_json:
         print_json(report)
     sys.exit(0 if all(line["ok"] for line in report) else 1)
 
 
-def _cannot(reason: str) -> Any:
+def _cannot(reason: str, check: str = "read") -> Any:
     from ..verify import Finding
 
-    return Finding("read", 1, 1, reason)
+    return Finding(check, 1, 1, reason)
 
 
 def _told(name: str, short: str, found: list[Any], as_json: bool) -> dict[str, Any]:
     """Print what was found about one record, or keep it for --json."""
     broken = [f for f in found if not f.ok]
     if not as_json:
-        verdict = "FAILED" if broken else "holds"
-        click.echo(f"{short} {name}: {verdict}, {sum(f.checked for f in found)} things looked at".strip())
+        looked = f", {sum(f.checked for f in found)} things looked at"
+        verdict = f"FAILED{looked}" if broken else f"holds{looked}"
+        if [f.check for f in found] == [NOT_REPLAYED]:
+            verdict = "cannot be replayed here (--level 0 looks at the record alone)"
+        click.echo(f"{short} {name}: {verdict}".strip())
         for f in broken if broken else found:
             click.echo(f"  {'ok ' if f.ok else 'BAD'} {f.check}: {f.message} ({f.checked} checked)")
     return {"run": short or name, "ok": not broken, "findings": [vars(f) for f in found]}

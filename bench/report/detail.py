@@ -288,6 +288,7 @@ def changes_of(r: Record) -> list[str]:
 
 
 def command(r: Record) -> str:
-    """The command that repeats a record."""
+    """The command that repeats a record; a plugin's file is not known by name, its hash stands in the record."""
     changes = "".join(f" --set {change}" for change in changes_of(r))
-    return f"bench run -m {r.method} -d {r.dataset} --eps {r.eps} --preset {r.preset} --seed {r.seed}{changes}"
+    plugin = "--plugin FILE.py " if any(code.get("method_sha256") for code in r.trained_by) else ""
+    return f"bench run {plugin}-m {r.method} -d {r.dataset} --eps {r.eps} --preset {r.preset} --seed {r.seed}{changes}"

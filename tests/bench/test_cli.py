@@ -107,6 +107,7 @@ def test_version():
         (["run", "-m", "tiny", "--device", "tpu"], 2, "auto, cpu, cuda or cuda:N"),
         (["run", "-m", "tiny", "--time-limit", "25"], 2, "write 90s, 25m or 1h30m"),
         (["--plugin", "/nowhere.py", "list", "methods"], 2, "no such file"),
+        (["list", "recipes", "-m", "tiny", "--preset", "quik"], 2, "no such recipe here; there are quick, paper"),
         (["verify"], 2, "name a run"),
         (["verify", "abc", "--results", "/nowhere"], 1, 'no record "abc"'),
         (["check", "tinny"], 2, "tiny"),
@@ -145,6 +146,18 @@ def test_a_dry_run_shows_every_cell_and_starts_none(tmp_path):
 def test_a_dry_run_is_readable_by_programs(tmp_path):
     (row,) = json.loads(call(*ONE_RUN, "--dry-run", "--json", *at(tmp_path)).stdout)
     assert (row["method"], row["finished"], row["train_s"]) == ("tiny", False, 1.0)
+
+
+@pytest.mark.parametrize(("more", "fate"), [((), "a download is tried"), (("--offline",), "forbids a download")])
+def test_a_plan_says_which_data_are_missing(tmp_path, monkeypatch, more, fate):
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    asked = ("run", "-m", "tiny", "-d", "cifar10", "-d", "digits", "--preset", "quick", "--dry-run", *more)
+    lines = call(*asked, *at(tmp_path)).stdout.splitlines()
+    (line,) = (line for line in lines if "not on this machine" in line)
+    assert line.startswith("cifar10: ") and fate in line
+    rows = json.loads(call(*asked, "--json", *at(tmp_path)).stdout)
+    assert {row["dataset"]: row["data_here"] for row in rows} == {"cifar10": False, "digits": True}
 
 
 def test_a_bare_paper_recipe_on_a_cpu_is_not_started_unasked(tmp_path):
@@ -254,6 +267,8 @@ def test_verify_all_names_what_it_cannot_read_and_goes_on(folder, tmp_path):
     assert "BAD read: its id is not the hash of its content" in done.stdout and "holds" in done.stdout
     done = call("verify", "--all", "--level", 1, "--results", tmp_path / "whole", "--runs-dir", tmp_path, "--json")
     assert done.exit_code == 1 and "no trained weights" in json.loads(done.stdout)[0]["findings"][0]["message"]
+    done = call("verify", "--all", "--level", 1, "--results", tmp_path / "whole", "--runs-dir", tmp_path)
+    assert "cannot be replayed here" in done.stdout and "FAILED" not in done.stdout
 
 
 def test_verify_all_of_nothing_is_a_mistake(tmp_path):

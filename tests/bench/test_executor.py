@@ -1,13 +1,16 @@
 """Cells handed to an engine for other machines, here to its stand-in that runs processes on this one."""
 
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench import executor, registry
+from bench import executor, launch, registry
 from bench.cell import plan
 from bench.child import Task
 from bench.errors import UsageError
@@ -100,3 +103,48 @@ def test_fresh_is_done_once_and_not_by_every_job_that_is_queued_again(tmp_path, 
         run(Executor("slurm"), [fresh])
     assert [t.options.fresh for t in given] == [False]
     assert not (folder / "weights.safetensors").exists() and (folder / "restarted").exists()
+
+
+def test_a_job_that_is_cut_short_saves_is_queued_again_and_goes_on(tmp_path, monkeypatch):
+    """The engine's warning to a real job; no state is due for an hour, so what continues was saved on the warning."""
+    pytest.importorskip("submitit", reason="the extra [slurm] is not installed")
+    monkeypatch.setenv("TINY_ANNOUNCES", "1")
+    changes = {"epochs": "3", "batch_size": "64", "sleep_s": "0.1"}  # 24 steps
+    (task,) = tasks_in(tmp_path, {"good": changes})
+    task = replace(task, options=replace(task.options, save_every_s=3600.0))
+    (job,) = Executor("local")._submit(tmp_path / "jobs", [[task]], 1, "cpu")
+    output = Path(task.options.runs_dir) / task.cell.folder / "stdout"
+    wait_until(lambda: output.exists() and "at work" in output.read_text(), "a training step")
+    os.kill(only_child(int(job.job_id)), signal.SIGUSR2)
+    wait_until(job.done, "the end of the job")
+    (outcome,) = executor._collect(job, [task])
+    assert outcome.code == 0, outcome.message
+    assert outcome.record.data["training"]["resumes"] == 1
+
+
+def wait_until(reached, what):
+    end = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def only_child(pid):
+    """Of a process with one: submitit's controller and the job it runs."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    wait_until(lambda: children.read_text().split(), "the job's process")
+    (child,) = children.read_text().split()
+    return int(child)
+
+
+@pytest.mark.parametrize(("engine", "waits"), [("slurm", True), ("local", False)])
+def test_a_job_of_a_cluster_that_is_told_to_end_waits_for_its_end(tmp_path, monkeypatch, engine, waits):
+    """A preempted Slurm job is queued again if it is killed, and is over if it returns."""
+    slept = []
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", engine)
+    monkeypatch.setattr(executor.time, "sleep", slept.append)
+    monkeypatch.setattr(launch, "launch", lambda *a, **k: ([], True))
+    assert executor.Job(1, "cpu")([]) == []
+    assert slept == [executor.KILL_WAIT_S] * waits

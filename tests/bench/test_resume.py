@@ -141,9 +141,11 @@ def test_killed_in_evaluation(start, whole, tmp_path, monkeypatch):
     assert same(run(planned, options(tmp_path)), whole)
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGTERM,), pytest.param((signal.SIGINT,), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGUSR2,), pytest.param((signal.SIGINT,), marks=pytest.mark.slow)]
+)
 def test_terminated_in_training(start, whole, tmp_path, signals):
-    """SIGTERM or SIGINT: the step is finished, the state saved, exit code 4."""
+    """SIGTERM, SIGINT or Slurm's warning: the step is finished, the state saved, exit code 4."""
     planned = cell_of(SLOWED)
     where = options(tmp_path)
     slow = Options(**{**asdict(where), "save_every_s": 1e9})  # so that only the stop itself can have saved

@@ -17,6 +17,7 @@ from bench.errors import BenchError, Interrupted
 from bench.files import FileError, locked
 from bench.options import Options
 from bench.plan import Plan, Request
+from bench.report import detail
 from bench.run import ARRAYS, EVALUATION, finished, progress_of, run
 from bench.state import StateError, load_tensors, save_tensors, weights_sha256
 from bench.trained import WEIGHTS, of_record
@@ -213,6 +214,7 @@ def test_the_record_names_the_code_that_trained(done, monkeypatch):
     assert "source has changed" not in made.lines()[0]
     monkeypatch.setattr(environment, "method_sha256", lambda method: "0" * 64)
     assert "its source has changed since; --fresh replaces it" in made.lines()[0]
+    assert detail.command(record).startswith("bench run --plugin FILE.py -m tiny -d synthetic")
 
 
 def test_a_record_trained_from_a_dirty_tree_is_dirty(done):

@@ -55,6 +55,8 @@ class Tiny(Method):
                 time.sleep(600)
                 os._exit(0)
             print("escaped", escaped, flush=True)
+        if step.iteration == 5 and "TINY_ANNOUNCES" in os.environ:
+            print("at work", flush=True)
         if step.iteration == recipe.hang_at:  # and leaves a process of its own behind
             print("sleeper", subprocess.Popen(["sleep", "1000"]).pid, flush=True)
             while True:
