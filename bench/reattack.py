@@ -127,6 +127,21 @@ def write(record: Record, payload: Mapping[str, Any], arrays: Mapping[str, np.nd
     return beside.write(KIND, record, stem, payload, arrays)
 
 
+def as_strong(
+    record: Record, attacked_with: Mapping[str, Any], examples: int | None, *, certified_too: bool
+) -> Reattack | None:
+    """One beside the record with the same suite, steps, restarts and seed on at least so many examples (None: all).
+
+    certified_too: it must not have left out the examples that are certified.
+    """
+    for one in of_record(record)[0]:
+        same = all(one.data["attacked_with"].get(k) == v for k, v in attacked_with.items())
+        enough = one.n >= min(examples or record.n, record.n)
+        if same and enough and (not certified_too or one.n_certified_attacked == one.count("certified")):
+            return one
+    return None
+
+
 def carry(found: Reattack, record: Record) -> Reattack:
     """The same attacks beside a newer record of the same weights; see `beside.carry`."""
     return beside.carry(KIND, found, record, counts(record, found.index, found.arrays["robust"]))

@@ -132,9 +132,8 @@ def attack(
     index, robust = found.arrays["index"], found.arrays["robust"]
     if not np.isin(index, record.arrays("index")["index"]).all():
         raise BenchError(f"the examples attacked are not those of record {record.short}")
-    suite = "autoattack" if config.autoattack else "pgd"
     payload: dict[str, Any] = {
-        "attacked_with": {"suite": suite, "steps": config.steps, "restarts": config.restarts, "seed": seed},
+        "attacked_with": attacked_with(config, seed),
         "attacks": found.summary["attacks"],
         "counts": reattack.counts(record, index, robust),
         "seconds": round(time.monotonic() - began, 3),
@@ -144,6 +143,12 @@ def attack(
     written = reattack.write(record, payload, {"index": index, "robust": robust})
     keep.clear()
     return written
+
+
+def attacked_with(config: AttackConfig, seed: int) -> dict[str, Any]:
+    """What names an attack: its suite, strength and seed."""
+    suite = "autoattack" if config.autoattack else "pgd"
+    return {"suite": suite, "steps": config.steps, "restarts": config.restarts, "seed": seed}
 
 
 def _circumstances(again: Again) -> dict[str, Any]:

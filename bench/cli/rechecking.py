@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import finished_run_options, print_json, runs_dir, say
+
+if TYPE_CHECKING:
+    from ..reattack import Reattack
+    from ..record import Problem, Record
 
 NOT_REPLAYED = "replay"  # the check that could not be made, for want of weights, data or a method
 
@@ -41,19 +45,10 @@ def verify(
     **where: Any,
 ) -> None:
     """Does a record hold together, and does its net still do what it says?"""
-    from .. import record
     from .. import verify as verifying
-    from ..errors import BenchError, UsageError
+    from ..errors import BenchError
 
-    if not runs and not every:
-        raise UsageError("name a run (`bench list runs`), or give --all")
-    damaged: list[record.Problem] = []
-    if every:
-        chosen, damaged = record.scan(Path(results))
-        if not chosen and not damaged:
-            raise UsageError(f"no records in {results}; choose another folder with --results")
-    else:
-        chosen = [record.find(Path(results), name) for name in runs]
+    chosen, damaged = _chosen(results, runs, every=every)
     report = [_told(p.path.parent.name, "", [_cannot(p.reason)], as_json) for p in damaged]
     for one in chosen:
         try:
@@ -64,6 +59,25 @@ def verify(
     if as_json:
         print_json(report)
     sys.exit(0 if all(line["ok"] for line in report) else 1)
+
+
+def _chosen(results: str, runs: tuple[str, ...], *, every: bool) -> tuple[list[Record], list[Problem]]:
+    """The records named, or all of a folder and what cannot be read there.
+
+    Raises:
+        UsageError: neither a name nor --all, or nothing is there. BenchError: no such record.
+    """
+    from .. import record
+    from ..errors import UsageError
+
+    if bool(runs) == every:
+        raise UsageError("name a run (`bench list runs`), or give --all" + " and no names" * every)
+    if not every:
+        return [record.find(Path(results), name) for name in runs], []
+    chosen, damaged = record.scan(Path(results))
+    if not chosen and not damaged:
+        raise UsageError(f"no records in {results}; choose another folder with --results")
+    return chosen, damaged
 
 
 def _cannot(reason: str, check: str = "read") -> Any:
@@ -116,7 +130,8 @@ def _verified(record: Any, level: int | None, examples: int, points: int | None,
 
 
 @click.command()
-@click.argument("name", metavar="RUN")
+@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every record in the results folder not attacked so before.")
 @click.option("--steps", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Gradient steps.")
 @click.option("--restarts", type=click.IntRange(1, 1000), default=3, show_default=True, help="Random restarts.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the starting points.")
@@ -125,7 +140,8 @@ def _verified(record: Any, level: int | None, examples: int, points: int | None,
 @click.option("--skip-certified", is_flag=True, help="Leave out what has a class D or F32 certificate.")
 @finished_run_options
 def attack(
-    name: str,
+    runs: tuple[str, ...],
+    every: bool,
     steps: int,
     restarts: int,
     seed: int,
@@ -136,46 +152,72 @@ def attack(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Attack a finished run's net harder than its record did; what survives lies beside the record, reports show it.
+    """Attack finished runs' nets harder than their records did; what survives lies beside the record, reports show it.
 
     The union of both can only be lower than the record's robust accuracy.
     """
-    from .. import record
-
-    found = record.find(Path(results), name)
+    chosen, damaged = _chosen(results, runs, every=every)
     again = _again(**where)
-    from .. import recheck
+    from .. import reattack, recheck
     from ..attack import AttackConfig
+    from ..autoattack import require
+    from ..errors import BenchError
     from ..progress import Progress
 
-    config = AttackConfig(
-        steps=steps,
-        restarts=restarts,
-        surrogates=100,
-        surrogate_steps=steps,
-        surrogate_restarts=restarts,
-        autoattack=autoattack,
-        attack_certified=not (skip_certified and found.certificate_class in ("D", "F32")),
-    )
-    progress = Progress()
-    try:
-        told = recheck.attack(found, again, config, seed=seed, progress=progress, examples=examples)
-    finally:
-        progress.close()
+    if autoattack:
+        require()
+    failed = [f"{p.path.parent.name}: {p.reason}" for p in damaged]
+    rows: list[dict[str, Any]] = []
+    for record in chosen:
+        config = AttackConfig(
+            steps=steps,
+            restarts=restarts,
+            surrogates=100,
+            surrogate_steps=steps,
+            surrogate_restarts=restarts,
+            autoattack=autoattack,
+            attack_certified=not (skip_certified and record.certificate_class in ("D", "F32")),
+        )
+        label = record.path.name if len(chosen) > 1 else ""
+        done = None
+        if every:
+            wanted = recheck.attacked_with(config, seed)
+            done = reattack.as_strong(record, wanted, examples, certified_too=config.attack_certified)
+        progress = Progress(label=label)
+        try:
+            told = done or recheck.attack(record, again, config, seed=seed, progress=progress, examples=examples)
+        except BenchError as error:
+            if not label:
+                raise
+            failed.append(f"{record.path.name}: {error}")
+            continue
+        finally:
+            progress.close()
+        rows.append(told.row())
+        if not as_json:
+            _show_attack(told, f"{label}: " * bool(label) + "attacked before, " * bool(done), in_full=not label)
     if as_json:
-        print_json(told.row())
-        return
+        print_json(rows[0] if len(runs) == 1 else rows)
+    for line in failed:
+        click.secho(f"error: {line}", fg="red", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def _show_attack(told: Reattack, label: str, *, in_full: bool) -> None:
+    """What an attack left, with its parts where it is the only one."""
     from ..text import columns
 
-    click.echo(columns(told.data["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
-    for note in told.data["notes"]:
+    if in_full:
+        click.echo(columns(told.data["attacks"], ("name", "steps", "restarts", "n_attacked", "n_broken", "seconds")))
+    for note in told.data["notes"] if in_full else ():
         click.echo(f"note: {note}")
     click.echo(
-        f"{told.n} examples; robust: {told.percent('robust_before'):.2f} % by the record, "
+        f"{label}{told.n} examples; robust: {told.percent('robust_before'):.2f} % by the record, "
         f"{told.percent('robust_now'):.2f} % by these attacks, {told.percent('robust_both'):.2f} % by both "
         f"({told.count('newly_broken')} newly broken); certified {told.percent('certified'):.2f} %"
     )
-    say(f"kept beside the record: {told.path.name}")
+    if in_full:
+        say(f"kept beside the record: {told.path.name}")
 
 
 @click.command()

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import bench
-from bench import doctor, plan, planning, record, registry
+from bench import doctor, plan, planning, reattack, record, registry
 from bench import estimate as estimating
 from bench.cli import main
 from bench.environment import device_name, worker_environment
@@ -288,6 +288,24 @@ def test_attack_reports_the_union(folder):
     assert told["certified"] <= told["robust_both"] <= min(told["robust_before"], told["robust_now"])
     (kept,) = (folder / "results").rglob(told["file"])
     assert run["cell"] in kept.parent.name
+
+
+def test_attack_all_goes_on_after_a_failure_and_does_nothing_twice(folder, tmp_path, monkeypatch):
+    """Two records, the weights of one are gone."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    assert call(*ONE_RUN, "--seed", 1, *at(tmp_path)).exit_code == 0
+    (gone,) = (tmp_path / "runs").glob("*-s0-*/weights.safetensors")
+    gone.unlink()
+    asked = ("attack", "--all", "--steps", 3, "--restarts", 1, "--threads", 1, *at(tmp_path))
+    first = call(*asked, "--examples", 7)
+    assert first.exit_code == 1 and first.stdout.count(" examples; robust: ") == 1 and "s1" in first.stdout
+    (error,) = (line for line in first.stderr.splitlines() if line.startswith("error: "))
+    assert "-s0-" in error and "no trained weights" in error
+    assert "attacked before, 7 examples" in call(*asked, "--examples", 6).stdout
+    assert "attacked before" not in call(*asked, "--examples", 8).stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(reattack.Reattack, "n_certified_attacked", -1)  # as if certified examples had been left out
+        assert "attacked before" not in call(*asked, "--examples", 8).stdout
 
 
 def test_attack_on_a_sample_counts_the_sample_only(folder):
