@@ -162,7 +162,8 @@ def test_a_batch_in_parts_has_the_bounds_of_the_whole(
 ) -> None:
     net, (x, y) = small_net("conv_small").eval(), images("conv_small", 7)
     whole = [bound.lower for bound in crown.both_bounds(net, x, y, Eps("0.01"))]
-    monkeypatch.setattr(crown, "MEMORY", 8 * 5 * crown.widest(net, x[:1]) * 3)  # three images at a time
+    three = 8 * 5 * crown.widest(net, x[:1]) * 3  # images at a time
+    monkeypatch.setattr(crown, "MEMORY", {"cpu": three, "cuda": three})
     parts = [bound.lower for bound in crown.both_bounds(net, x, y, Eps("0.01"))]
     for a, b in zip(whole, parts, strict=True):
         assert bool((a - b).abs().max() < 1e-9)
