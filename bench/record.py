@@ -168,6 +168,12 @@ class Record:
         return float(self.data["training"]["train_s"])
 
     @property
+    def s_per_epoch(self) -> float | None:
+        """Mean over the run: epochs of one run may differ tenfold (bounds only after a warm-up, p at infinity)."""
+        epochs = int(self.data["training"]["epochs"])
+        return self.train_s / epochs if epochs else None
+
+    @property
     def device(self) -> str:
         return str(self.data["environment"]["device"])
 

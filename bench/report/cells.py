@@ -34,6 +34,12 @@ PRESET_NOTE = (
 )
 
 
+PUBLISHED_NOTE = (
+    "Published: the most certified number that the method's own paper or its authors' repository gives, else another "
+    "paper's, else a quotation; whatever its network and certifier (table Published numbers has them all)."
+)
+
+
 def accuracy(pool: Pool, key: str, standing: Standing = Standing()) -> Cell:  # noqa: B008 - frozen, no state
     """Clean, robust or certified accuracy with interval and marks, or the withheld number of a broken guard."""
     if pool.broken:
@@ -59,6 +65,8 @@ def published_accuracy(cell: Published, key: str) -> Cell:
 def daggers(cell: Published) -> tuple[str, ...]:
     own = styles.own_paper(cell.method)
     found = ["\u2020" if own is None or own == cell.source.citekey else "\u2021"]
+    if cell.tag == "secondary":
+        found.append("v")
     if cell.eps_used is not None and Fraction(cell.eps_used) != cell.eps_fraction:
         found.append("e")
     if (cell.n_test or 10_000) < 1000:

@@ -160,12 +160,12 @@ def _flags(c: Checked, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cost(a: Record, b: Record, name: str, key: str) -> Line:
-    one, two = a.data["cost"].get(key), b.data["cost"].get(key)
+    one, two = (r.s_per_epoch if key == "s_per_epoch" else r.data["cost"].get(key) for r in (a, b))
     text = tuple("" if v is None else fmt.significant(v, 3) for v in (one, two))
     reason = _cost_obstacle(a, b)
     if one is None or two is None:
         reason = "not measured"
-    if reason or not one:
+    if reason or not one or two is None:
         return Line(
             name, one, two, None, None, None, None, f"not comparable: {reason or 'zero'}", (text[0], text[1], "")
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +58,7 @@ def cost(inputs: Inputs) -> Table:
         blocks.append(Block(fmt.machine(device, threads), rows))
     notes = [
         "FLOPs: one forward pass of one image; a multiply-accumulate or one |x - w| counts 1, as the papers count.",
-        "Per epoch: median over the epochs. Per certificate: median of timed batches, per example.",
+        "Per epoch: mean over the run. Per certificate: median of timed batches, per example.",
     ]
     return table("cost", "Cost", columns, blocks, pools, notes)
 
@@ -65,9 +67,11 @@ BUDGETS = ((60, "1 min"), (300, "5 min"), (1200, "20 min"), (3600, "1 h"), (4 * 
 
 
 def league(inputs: Inputs, kind: str) -> Table:
-    """Best certified accuracy that training within a budget of minutes reached, per setting and device; kind is cpu or
-    gpu. Runs of any preset and recipe may compete here: the budget is what they share."""
-    columns = (METHOD, *(Column(f"b{limit}", f"\u2264 {name}", "up") for limit, name in BUDGETS))
+    """Best certified accuracy of what was run, by training time, per setting and device; kind is cpu or gpu.
+
+    Runs of any preset and recipe compete here. A budget that no training filled has no column: a short run would look
+    like what the method makes of more time.
+    """
     groups: dict[tuple[Setting, str], list[Pool]] = {}
     for pool in (p.on(machine) for b in inputs.blocks for p in b.pools for machine in p.machines):
         r = pool.first
@@ -86,18 +90,31 @@ def league(inputs: Inputs, kind: str) -> Table:
                 within = [p for p in mine if p.train_s <= limit]
                 if within:
                     best = max(within, key=lambda p: (p.percent("certified"), p.first.id))
-                    cells[f"b{limit}"] = accuracy(best, "certified")
+                    made = accuracy(best, "certified")
+                    cells[f"b{limit}"] = replace(made, text=f"{made.text} ({fmt.seconds(best.train_s)})", note="")
             if cells:
                 shown += mine
                 rows.append(Row({"method": Cell(mine[0].first.title, sort=name), **cells}, {"method": name}))
         if rows:
             rows.sort(key=lambda row: -max(c.sort for c in row.cells.values() if isinstance(c.sort, float)))
             blocks.append(Block(f"{setting.title}; {device}", rows))
-    minutes = "CPU" if kind == "cpu" else "GPU"
+    limits = [0, *(limit for limit, _ in BUDGETS)]
+    filled = {b for a, b in itertools.pairwise(limits) if any(a < p.train_s <= b for p in shown)}
+    columns = (METHOD, *(Column(f"b{b}", f"\u2264 {name}", "up") for b, name in BUDGETS if b in filled))
+    word = "CPU" if kind == "cpu" else "GPU"
     notes = [
-        f"Certified % of the best run whose whole training took at most so long on the {minutes} named in the head."
+        f"Certified % of the best run whose training took at most so long on the {word} named in the head, and how "
+        "long it took. Runs within one budget differ in length, and only what was run can stand here: a method without "
+        "a longer run keeps its shorter one.",
+        *_longer(shown),
     ]
-    return table(f"league_{kind}", f"League at equal compute, {minutes} time", columns, blocks, shown, notes)
+    return table(f"league_{kind}", f"Best run within a training time, {word}", columns, blocks, shown, notes)
+
+
+def _longer(pools: Sequence[Pool]) -> list[str]:
+    """Who alone had the chance of a longer run."""
+    names = sorted({p.title for p in pools if p.first.preset == "hour"})
+    return [f"Preset hour was run for {', '.join(names)} only."] if names else []
 
 
 def attacks(inputs: Inputs) -> Table:

@@ -14,10 +14,12 @@ from ..recipe import PRESETS
 from ..record import Record
 from . import fmt, stats
 from .blocks import Block, paired_p
-from .pool import PRESET_MEANS, Pool
+from .pool import PRESET_MEANS, Pool, leaders
 from .rows import Inputs
 
 NOTHING = 1  # percent certified below which a row proves "next to nothing"
+FIRST = 5  # rows of a block whose training times are told
+FAILED = 25  # points of clean accuracy below the published one
 UNDECIDED = Fraction(1, 2)  # points between robust and certified that are worth a sentence
 
 
@@ -37,8 +39,9 @@ def build(inputs: Inputs) -> Findings:
         if len({p.method for p in pools}) < 2:
             continue
         heading = f"{block.setting.title}, preset {block.preset}, n = {block.n}"
-        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools)]
-        says.append((heading, [*sentences, *_costs(pools), *_tuned(pools), *_left_out(block)]))
+        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools), *_failed(pools)]
+        sentences += [*_costs(pools), *_tuned(pools), *_left_out(block), *_not_run(inputs, block)]
+        says.append((heading, sentences))
     return Findings(says, _limits(inputs) if inputs.pools else [])
 
 
@@ -58,23 +61,26 @@ def _name(pool: Pool) -> str:
 
 
 def _names(pools: Sequence[Pool]) -> str:
-    names = [_name(p) for p in pools]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return fmt.names([_name(p) for p in pools])
 
 
 def _leader(pools: Sequence[Pool]) -> list[str]:
     """Who proves most, and who cannot be told from it on these images."""
-    best, others = pools[0], pools[1:]
+    best, others, first = pools[0], pools[1:], leaders(pools, "certified")
     if best.percent("certified") < NOTHING:
         return ["No row proves more than next to nothing."]
     adjusted = stats.holm([paired_p(best, p, "certified") for p in others])
-    tied = [p for p, value in zip(others, adjusted, strict=True) if value >= 0.05]
-    apart = [p for p in others if p not in tied]
-    text = f"{_name(best)} proves most, {_percent(best, 'certified')} (certificate of class {best.cls})"
+    tied = [p for p, value in zip(others, adjusted, strict=True) if value >= 0.05 and p not in first]
+    apart = [(p, value) for p, value in zip(others, adjusted, strict=True) if value < 0.05]
+    classes = " and ".join(sorted({str(p.cls) for p in first}))
+    verb = "proves" if len(first) == 1 else "prove"
+    text = f"{_names(first)} {verb} most, {_percent(best, 'certified')} (class {classes})"
     if tied:
-        text += f"; on these images {_names(tied)} cannot be told from it"
-    if apart and apart[0].percent("certified") >= NOTHING:
-        text += f"; {_name(apart[0])} follows with {_percent(apart[0], 'certified')} (class {apart[0].cls})"
+        text += f"; on these images {_names(tied)} cannot be told from {'it' if len(first) == 1 else 'them'}"
+    if apart and apart[0][0].percent("certified") >= NOTHING:
+        pool, value = apart[0]
+        proved = f"{_percent(pool, 'certified')} (class {pool.cls}, {fmt.p_words(value)})"
+        text += f"; {_name(pool)} follows with {proved}"
     return [text + "."]
 
 
@@ -116,6 +122,10 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
         points = f"{fmt.fixed(gap(most), places)} points"
         points = points if len(wide) == 1 else f"up to {points} ({_name(most)})"
         found.append(f"For {_names(wide)} {points} are neither broken nor proved.")
+    again = [p for p in proving if any(m.later for m in p.members)]
+    once = [p for p in proving if p not in again]
+    if again and once:
+        found.append(f"Attacked less than the others, by their own records only: {_names(once)}.")
     return found
 
 
@@ -124,20 +134,35 @@ def _empty(pools: Sequence[Pool]) -> list[str]:
     if not empty or len(empty) == len(pools):
         return []
     standing = max(empty, key=lambda p: p.count("robust"))
+    kinds = " and ".join(sorted({p.certifier for p in empty}))
     return [
-        f"The method's own certificate proves next to nothing for {_names(empty)}, whatever attacks leave standing (up "
-        f"to {_percent(standing, 'robust')}, {_name(standing)})."
+        f"The certificate of the table ({kinds}) proves next to nothing for {_names(empty)}, whatever attacks leave "
+        f"standing (up to {_percent(standing, 'robust')}, {_name(standing)}); a costlier one may prove more."
     ]
+
+
+def _failed(pools: Sequence[Pool]) -> list[str]:
+    """A run that far below the published clean accuracy says nothing about its method."""
+    found = []
+    for pool in pools:
+        theirs = pool.published.clean if pool.published else None
+        if theirs is not None and Fraction(theirs) - pool.percent("correct") > FAILED:
+            found.append(
+                f"{_name(pool)} reached {_percent(pool, 'correct')} clean where {theirs} % are published: a failed run "
+                "of a cheap recipe, no measure of the method."
+            )
+    return found
 
 
 def _costs(pools: Sequence[Pool]) -> list[str]:
     """Rows of one preset share a rule of thumb, not a stopwatch."""
     if len({machine for p in pools for machine in p.machines}) > 1:
         return ["Its rows were trained on different machines, so their times are not compared."]
+    first = ", ".join(f"{_name(p)} {fmt.seconds(p.train_s)}" for p in pools[:FIRST])
     fast, slow = min(pools, key=lambda p: p.train_s), max(pools, key=lambda p: p.train_s)
     return [
         f"Training took from {fmt.seconds(fast.train_s)} ({_name(fast)}) to {fmt.seconds(slow.train_s)} "
-        f"({_name(slow)}), so ranks are not those of equal time."
+        f"({_name(slow)}); of the first rows: {first}. Ranks are not those of equal time."
     ]
 
 
@@ -149,7 +174,7 @@ def _tuned(pools: Sequence[Pool]) -> list[str]:
         return []
     if not tuned:
         return ["No recipe was tuned for this setting."]
-    return [f"Tuned for this setting on validation images: {_names(tuned)}; the others were not."]
+    return [f"Tuned for this setting, at least in part, on held-out images: {_names(tuned)}; the others were not."]
 
 
 def _left_out(block: Block) -> list[str]:
@@ -158,6 +183,14 @@ def _left_out(block: Block) -> list[str]:
     if not out:
         return []
     return [f"Not weighed here (changed recipe, uncommitted code, subset or broken guard): {_names(out)}."]
+
+
+def _not_run(inputs: Inputs, block: Block) -> list[str]:
+    """Methods that ran with this preset elsewhere: their absence is no result."""
+    here = {p.method for p in block.pools}
+    elsewhere = [p for b in inputs.blocks if b.preset == block.preset for p in b.pools if p.method not in here]
+    names = sorted({_name(p) for p in elsewhere if not p.overrides})
+    return [f"Not run here: {', '.join(names)}."] if names else []
 
 
 # --- what it does not say ---------------------------------------------------------------------------------------------
@@ -216,11 +249,12 @@ def _tuning(pools: Sequence[Pool]) -> list[str]:
 
 
 def _is_tuned(pool: Pool) -> bool:
-    """By the source of the recipe, which says so where a validation split chose it, and at which eps if at another."""
+    """By the source of the recipe, which says so where held-out images chose it, and at which eps if at another."""
     source = str(pool.first.data["recipe"].get("source", ""))
     at = re.search(r"\beps (\d+(?:/\d+|\.\d+)?)", source)
     elsewhere = at is not None and Eps(at[1]) != pool.first.eps
-    return "validation" in source and "not tuned" not in source and not elsewhere
+    chosen = "validation" in source or "held-out" in source
+    return chosen and "not tuned" not in source and not elsewhere
 
 
 def _attacks(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
@@ -260,7 +294,30 @@ def _times(pools: Sequence[Pool]) -> list[str]:
     devices = sorted({p.device for p in pools})
     threads = sorted({int(r.data["environment"]["threads"]) for p in pools for r in p.records})
     count = " or ".join(map(str, threads))
+    compiled = sorted({p.first.title for p in pools if p.is_compiled})
+    how = ""
+    if compiled and any(not p.is_compiled for p in pools):
+        how = f" They compare implementations too: compiled kernels for {fmt.names(compiled)}, else plain torch."
     return [
         f"Times are wall clock on {'; '.join(devices)}, {count} thread{'' if threads == [1] else 's'} each, with "
-        "whatever else the machine did meanwhile: small differences are noise."
+        f"whatever else the machine did meanwhile{_spread(pools)}.{how}"
     ]
+
+
+def _spread(pools: Sequence[Pool]) -> str:
+    """How far times of equal work lie apart: one method, network and number of steps on one machine."""
+    train: dict[object, list[float]] = {}
+    certify: dict[object, list[float]] = {}
+    for r in (r for p in pools for r in p.records):
+        cost, training = r.data["cost"], r.data["training"]
+        net = r.method, cost["params"], cost["flops"], r.machine
+        train.setdefault((net, training["iterations"]), []).append(r.train_s)
+        if cost.get("certify_ms"):
+            certify.setdefault((net, r.headline["name"]), []).append(float(cost["certify_ms"]))
+    ratios = [max((max(v) / min(v) for v in found.values() if min(v) > 0), default=1.0) for found in (train, certify)]
+    if max(ratios) < 1.05:
+        return ""
+    return (
+        f": times of one method, network and number of steps lie up to {ratios[0]:.1f}-fold apart in training and "
+        f"{ratios[1]:.1f}-fold per certificate"
+    )

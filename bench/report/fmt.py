@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html as _html
 import re
+from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
@@ -113,6 +114,17 @@ def p_value(p: float) -> str:
     if p < 1e-4:
         return "<1e-4"
     return significant(p, 1) if p < 0.1 else fixed(p, 2)
+
+
+def p_words(p: float) -> str:
+    """`p = 0.03`, `p < 1e-4`."""
+    text = p_value(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def names(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def number(value: float | int) -> str:

@@ -13,12 +13,13 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "n/a": "cannot be compared, or does not exist for this row",
     "\u2020": "published, not measured here",
     "\u2021": "published by a paper other than the method's own",
+    "v": "taken from a later source that quotes it",
     "q": "preset quick: minutes on two CPU cores, never comparable with a paper's numbers",
-    "h": "preset hour: up to an hour on two CPU cores, not the published recipe",
+    "h": "preset hour: about an hour at most on two CPU cores, not the published recipe",
     "sh": "preset short: the published network, fewer epochs",
     "s": "a subset of the test images or classes; n stands in the row",
     "m": "the recipe was changed by hand (the change is named beside the method)",
-    "w": "robust accuracy from less than the standard attack suite, or an attack warned that it may be too high",
+    "w": "robust accuracy from less than PGD of 40 steps and 2 restarts, or an attack warned that it may be too high",
     "a": "after later attacks too (table Attacked again)",
     "e": "eps is not exactly the block's: the paper rounded it",
     "c": "class R, contradicted by an attack on some examples; they count as not certified",
@@ -27,6 +28,9 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "t": "not separable from the best row of its block (exact McNemar on the same images, seed by seed; Holm)",
     "!": "a guard is broken; the number is withheld",
 }
+
+
+BOLD, BEST = "bold", "best of its block, its interval apart from every other and the paired test without doubt"
 
 
 @dataclass(frozen=True)
@@ -110,4 +114,6 @@ class Table:
         """(sign, meaning) of the signs that occur."""
         shown = self.columns_for(form)
         used = {m for row in self.rows() for c in shown for m in (*row[c.key].marks, row[c.key].text)}
-        return [(sign, meaning) for sign, meaning in MARKS.items() if sign in used]
+        found = [(sign, meaning) for sign, meaning in MARKS.items() if sign in used]
+        bold = any(row[c.key].bold for row in self.rows() for c in shown)
+        return [*found, (BOLD, BEST)] if bold else found

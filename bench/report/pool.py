@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -17,7 +17,7 @@ PRESET_MARK = {"paper": "", "short": "sh", "hour": "h", "quick": "q"}
 PRESET_MEANS = {
     "paper": "as published",
     "short": "published network, fewer epochs",
-    "hour": "up to an hour on two CPU cores",
+    "hour": "about an hour at most on two CPU cores",
     "quick": "minutes on two CPU cores",
 }
 LEVELS = ("cifar10", "tinyimagenet")  # radii of these are read in 1/255
@@ -58,6 +58,12 @@ class Setting:
         """`CIFAR-10, eps = 8/255`."""
         norm = f" ({self.norm})" if self.norm else ""
         return f"{styles.dataset_title(self.dataset)}, eps = {self.eps_text}{norm}"
+
+
+def leaders(pools: Sequence[Pool], kind: str) -> list[Pool]:
+    """Every row with the largest count: an exact tie has no single winner."""
+    most = max((p.count(kind) for p in pools), default=Fraction(0))
+    return [p for p in pools if p.count(kind) == most]
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,14 @@ class Pool:
         """Mean of a cost; None also where seeds ran on several machines and it is one of a machine."""
         if key not in ("params", "flops") and len(self.machines) > 1:
             return None
-        return self.mean(lambda r: r.data["cost"].get(key))
+        return self.mean(lambda r: r.s_per_epoch if key == "s_per_epoch" else r.data["cost"].get(key))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Some part of it ran on kernels of our own that were compiled, for a CPU or a GPU."""
+        kernels = self.first.data["environment"].get("kernels") or {}
+        backends = [v.get("backend") if isinstance(v, dict) else v for v in kernels.values()]
+        return any(backend in ("native", "triton") for backend in backends)
 
     @property
     def train_s(self) -> float:

@@ -163,18 +163,26 @@ def read(file: Path) -> list[Cell]:
 
 
 def headline(cells: Sequence[Cell], own: str | None = None) -> Cell | None:
-    """The one cell of a setting and method to print: the best tag, then certified present, then whole test split, then
-    the paper `own` itself, then the fullest triple, then the most certified (of several networks); None if no cell has
-    an accuracy."""
+    """The one cell of a setting and method to print; None if no cell has an accuracy.
+
+    A certified accuracy on the whole test split if there is one; what the paper `own`, or its authors' repository,
+    gives before what others report of the method, logs and quotations last; of these the most certified, whatever
+    network and certifier.
+    """
 
     def order(cell: Cell) -> tuple[Any, ...]:
-        missing = sum(v is None for v in (cell.clean, cell.robust, cell.certified))
         small = (cell.n_test or 10_000) < 1000
-        which = cell.source.citekey != own, missing, -(cell.certified or 0), cell.key
-        return cell.certified is None, TAGS.index(cell.tag), small, *which
+        indirect = cell.tag in ("log", "secondary")
+        return cell.certified is None, small, cell.source.citekey != own, indirect, *fullest(cell)
 
     usable = [cell for cell in cells if cell.has_accuracy]
     return min(usable, key=order) if usable else None
+
+
+def fullest(cell: Cell) -> tuple[Any, ...]:
+    """Sort key: the most certified, then the fullest triple, then the best tag."""
+    missing = sum(v is None for v in (cell.clean, cell.robust, cell.certified))
+    return -(cell.certified or 0), missing, TAGS.index(cell.tag), cell.key
 
 
 def _cell(source: Source, number: int, entry: dict[str, Any]) -> Cell:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from . import fmt
 from .findings import Findings
-from .model import Cell, Column, Row, Table
+from .model import BOLD, Cell, Column, Row, Table
 
 _SIGNS = {"\u2020", "\u2021"}  # printed as they are; all other marks are superscripts
 
@@ -79,7 +79,7 @@ def _md_marks(cell: Cell) -> str:
 
 
 def _md_sign(sign: str) -> str:
-    return sign if sign in _SIGNS or sign in (fmt.DASH, "n/a") else f"<sup>{sign}</sup>"
+    return sign if sign in _SIGNS or sign in (fmt.DASH, "n/a", BOLD) else f"<sup>{sign}</sup>"
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import fmt
 from ..blocks import Block
-from ..pool import Pool, Setting
+from ..pool import Pool, Setting, leaders
 from ..rows import Inputs
 from .canvas import (
     DOUBLE,
@@ -23,7 +23,7 @@ from .canvas import (
     write_below,
     write_under,
 )
-from .spec import Spec, ids, label, looks_of, lowest_shown, percent, sound, under
+from .spec import Spec, certify, ids, label, looks_of, lowest_shown, percent, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,13 +56,18 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         }
         for p in pools
     ]
-    best = max(pools, key=lambda p: (p.count("certified"), p.method))
+    first = leaders(pools, "certified")
+    best = min(first, key=lambda p: (p.train_s, p.method))
     fast = min(pools, key=lambda p: (p.train_s, p.method))
+    names = certify([p.first.title for p in first])
     alt = (
-        f"Certified accuracy against training time on {under(block)}, {device}: {best.first.title} certifies most "
+        f"Certified accuracy against training time on {under(block)}, {device}: {names} most "
         f"({fmt.percent(best.count('certified'), best.n)} % after {fmt.seconds(best.train_s)}), {fast.first.title} "
         f"trains fastest ({fmt.seconds(fast.train_s)})."
     )
+    compiled = [p.first.title for p in pools if p.is_compiled]
+    if compiled and len(compiled) < len(pools):
+        alt += f" On compiled kernels: {fmt.names(compiled)}; the others on plain torch."
     rows = [
         {"method": p["method"], "train_s": p["train_s"], "certify_ms": p["certify_ms"], "certified": p["y"]}
         for p in points

@@ -25,7 +25,7 @@ from .canvas import (
     value_grid,
     write_under,
 )
-from .spec import Spec, ids, label, looks_of, percent, radii_of, sound, under
+from .spec import Spec, certify, ids, label, looks_of, percent, radii_of, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,10 +66,11 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             }
             for x, c in zip(grid, counts, strict=True)
         ]
-    best = max(pools, key=lambda p: (p.members[0].count("certified"), p.method))
+    most = max(p.members[0].count("certified") for p in pools)
+    first = [p.first.title for p in pools if p.members[0].count("certified") == most]
     alt = (
-        f"Certified accuracy against radius on {under(block, lowest_seed=True)}: {best.first.title} certifies most at "
-        f"{setting.eps_text}, {fmt.percent(best.members[0].count('certified'), best.n)} % of {best.n}."
+        f"Certified accuracy against radius on {under(block, lowest_seed=True)}: {certify(first)} most at "
+        f"{setting.eps_text}, {fmt.percent(most, block.n)} % of {block.n}."
     )
     data = {
         "x": [round(float(x), 7) for x in grid],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import fmt, styles, tables
+from .. import cells, fmt, styles, tables
 from ..blocks import Block
-from ..pool import Setting
+from ..pool import Setting, leaders
 from ..rows import Inputs
 from .canvas import (
     GREY,
@@ -24,7 +24,7 @@ from .canvas import (
     write_under,
 )
 from .labels import Box, box_around, place_label
-from .spec import Spec, ids, label, look, looks_of, lowest_shown, percent, sound, under
+from .spec import Spec, certify, ids, label, look, looks_of, lowest_shown, percent, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,13 +48,13 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         for p in pools
     ]
     names = sorted(inputs.published_of.get(setting, {}), key=styles.order)
-    theirs = [
-        c for m in names if (c := inputs.headline_of(setting, m)) and c.clean is not None and c.certified is not None
-    ]
+    shown = [c for m in names if (c := inputs.headline_of(setting, m))]
+    shown += [c for c in tables.best_published(inputs, setting) if c not in shown]
+    theirs = [c for c in shown if c.clean is not None and c.certified is not None]
     published = [
         {
             "method": c.method,
-            "label": styles.title(c.method),
+            "label": styles.title(c.method) + cells.daggers(c)[0],
             "x": float(c.clean or 0),
             "y": float(c.certified or 0),
             "key": c.key,
@@ -71,25 +71,28 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         for m in group
     ]
     if pools:
-        best = max(pools, key=lambda p: (p.count("certified"), p.method))
+        first = leaders(pools, "certified")
         where = under(block) if block else setting.title
+        clean = fmt.names([f"{fmt.percent(p.count('correct'), p.n)} %" for p in first])
         alt = (
-            f"Clean against certified accuracy on {where}: {best.first.title} certifies most of the measured methods, "
-            f"{fmt.percent(best.count('certified'), best.n)} % at {fmt.percent(best.count('correct'), best.n)} % clean."
+            f"Clean against certified accuracy on {where}: {certify([p.first.title for p in first])} most of the "
+            f"measured methods, {fmt.percent(first[0].count('certified'), first[0].n)} % at {clean} clean."
         )
     else:
         top = max(theirs, key=lambda c: (c.certified, c.method))
         alt = (
-            f"Clean against certified accuracy on {setting.title}, published numbers only: of the methods with both, "
+            f"Clean against certified accuracy on {setting.title}, published numbers only: of those shown "
             f"{styles.title(top.method)} certifies most, {top.certified} % at {top.clean} % clean."
         )
+    if theirs:
+        alt += " Published points rest on certifiers of their own (table Published numbers)."
     floor = lowest_shown([p["y"] for p in (*measured, *published)])
     data = {
         "measured": [p for p in measured if p["y"] >= floor],
         "published": [p for p in published if p["y"] >= floor],
         "below": [_below(m["label"], fmt.percent(p.count("certified"), p.n), fmt.percent(p.count("correct"), p.n))
                   for m, p in zip(measured, pools, strict=True) if m["y"] < floor]
-        + [_below(p["label"] + "\u2020", str(c.certified), str(c.clean))
+        + [_below(p["label"], str(c.certified), str(c.clean))
            for p, c in zip(published, theirs, strict=True) if p["y"] < floor],
         "under": under(block) if block else setting.title,
     }  # fmt: skip
@@ -105,7 +108,7 @@ def _below(label: str, certified: str, clean: str) -> str:
 def draw(data: Mapping[str, Any]) -> Figure:
     """Filled points are ours, hollow ones published; grey where certified would exceed clean."""
     measured, published = data["measured"], data["published"]
-    labels = [m["label"] for m in measured] + (["published\u2020"] if published else [])
+    labels = [m["label"] for m in measured] + (["published \u2020\u2021"] if published else [])
     foot = legend_height(labels, SINGLE)
     figure = new_figure(SINGLE, 2.75 + foot)
     ax = add_axes(figure, 0.46, 0.38 + foot, SINGLE - 0.6, 2.15)
@@ -137,7 +140,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
     for p in (*measured, *published):
         boxes.append(box_around(ax, p["x"], p["y"], 0.07, 0.07))
     for p in published:
-        place_label(ax, p["x"], p["y"], plain(p["label"]) + "\u2020", boxes)
+        place_label(ax, p["x"], p["y"], plain(p["label"]), boxes)
     write_below(ax, below)
     if published:
         handles.append(Line2D([], [], linestyle="none", marker="o", markersize=4.5, markerfacecolor="none",

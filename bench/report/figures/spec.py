@@ -80,6 +80,11 @@ def under(block: Block, *, lowest_seed: bool = False) -> str:
     return f"{block.setting.title}; preset {block.preset}; {n}{seed}"
 
 
+def certify(titles: Sequence[str]) -> str:
+    """`A certifies`, `A and B certify`: an exact tie has no single winner."""
+    return f"{fmt.names(titles)} {'certifies' if len(titles) == 1 else 'certify'}"
+
+
 def percent(value: Fraction | float) -> float:
     """A share in percent, with as many digits as a figure can show."""
     return round(float(value), 4)

@@ -47,10 +47,11 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
     shown = [[k, t] for k, t in PANELS if any(v is not None for s in series for v in s["values"][k])]
     if not shown:
         return None
-    longest = max(pools, key=lambda p: (len(p.first.data["training"]["history"]), p.method))
+    most = max(len(p.first.data["training"]["history"]) for p in pools)
+    longest = [p.first.title for p in pools if len(p.first.data["training"]["history"]) == most]
     alt = (
         f"Training on {under(block, lowest_seed=True)}: {', '.join(t.lower() for _, t in shown)} over the run; "
-        f"the longest is {longest.first.title} with {len(longest.first.data['training']['history'])} epochs."
+        f"most epochs: {most}, {fmt.names(longest)}."
     )
     data = {"panels": shown, "series": series, "eps": float(setting.eps), "under": under(block, lowest_seed=True)}
     columns = ("method", "epoch", *(k for k, _ in PANELS))

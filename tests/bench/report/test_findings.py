@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench import reattack, record
-from bench.report import assemble, findings, fmt, render, rows, tables
+from bench.report import assemble, figures, findings, fmt, published, render, rows, tables
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "synthetic_records.py"))).make
 
@@ -47,6 +47,44 @@ def test_the_leader_is_the_row_of_most_certified_images_with_its_number(two: Pat
     best, second = (fmt.fixed(p.percent("certified"), fmt.decimals(2000)) for p in pools)
     assert sentences[0].startswith(f"{pools[0].title} proves most, {best} %")
     assert f"{pools[1].title} follows with {second} %" in sentences[0]
+
+
+def test_an_exact_tie_has_two_leaders_in_words_and_captions(tmp_path: Path) -> None:
+    make(tmp_path, n=500, method="linf_dist")
+    make(tmp_path, n=500, method="linf_dist_v2", noise="linf_dist")
+    make(tmp_path, n=500, method="ibp", skill=0.2)
+    sentence = found(tmp_path).says[0][1][0]
+    assert sentence.startswith("l_inf-dist net and l_inf-dist net (improved) prove most, ")
+    assert "cannot be told" not in sentence
+    captions = {s.kind: s.alt for s in figures.build(rows.gather(record.scan(tmp_path)[0], []))}
+    for kind in ("curve", "pareto", "cost"):
+        assert "l_inf-dist net and l_inf-dist net, improved certify most" in captions[kind], kind
+
+
+def test_a_run_far_below_the_published_clean_accuracy_is_called_failed(tmp_path: Path) -> None:
+    theirs = [c for c in published.load() if (c.method, c.dataset, c.eps) == ("groupsort", "mnist", "0.3")]
+    for clean, failed in ((-0.5, True), (0.8, False)):
+        folder = tmp_path / str(failed)
+        make(folder, method="groupsort", eps="0.3", skill=clean, preset="quick")
+        make(folder, method="ibp", eps="0.3", preset="quick")
+        ((_, sentences),) = findings.build(rows.gather(record.scan(folder)[0], theirs)).says
+        assert any("GroupSort reached" in s and "a failed run" in s for s in sentences) == failed
+
+
+def test_methods_that_ran_elsewhere_only_are_named(two: Path) -> None:
+    make(two, n=2000, method="groupsort", eps="0.3")
+    make(two, n=2000, method="ibp", eps="0.3")
+    says = dict(found(two).says)
+    missing = {heading.partition(",")[2][:10]: sentences[-1] for heading, sentences in says.items()}
+    assert missing == {" eps = 0.1": "Not run here: GroupSort.", " eps = 0.3": "Not run here: l_inf-dist net."}
+
+
+def test_the_spread_of_equal_work_is_told(two: Path) -> None:
+    (line,) = [line for line in found(two).limits if line.startswith("Times")]
+    assert "-fold" not in line
+    make(two, n=2000, method="ibp", eps="0.3", train_s=3 * 61.5)
+    (line,) = [line for line in found(two).limits if line.startswith("Times")]
+    assert "lie up to 3.0-fold apart in training and 1.0-fold per certificate" in line
 
 
 def test_rows_that_the_paired_test_cannot_separate_are_said_to_be_so(tmp_path: Path) -> None:
@@ -91,6 +129,8 @@ def test_autoattack_counts_nets_and_what_it_broke(two: Path, proved: int) -> Non
     reattack.write(one, payload, {"index": arrays["index"], "robust": robust})
     (line,) = [line for line in found(two).limits if line.startswith("Attacks")]
     assert "on 1 of 2 nets, after the fact" in line and "broke 2 images" in line and "(17 in all)" in line
+    (other,) = {"IBP", "l_inf-dist net"} - {one.title}
+    assert f"Attacked less than the others, by their own records only: {other}." in found(two).says[0][1]
     # That nothing certified broke is worth no word where nothing certified was attacked.
     assert ("not certified" in line) == (proved == 0)
     (table,) = [t for t in tables.build(rows.gather(record.scan(two)[0], [])) if t.name == "reattacks"]
@@ -135,6 +175,7 @@ def test_rows_that_are_not_weighed_are_named(two: Path) -> None:
         ("ours: tuned on the validation split at eps 0.3, n = 5,000", False),
         ("ours: tuned on the validation split at eps 8/255", False),
         ("ours: settings of the tuned quick recipes, not tuned for this cell", False),
+        ("ours: settings chosen on held-out training images with a prototype", True),
         ("ours", False),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from bench import record
 from bench.report import checked, detail, fmt, page, paper, published, render, rows, tables
-from bench.report.model import MARKS
+from bench.report.model import BOLD, MARKS
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +263,17 @@ def test_the_league_counts_only_runs_within_the_budget(made):
     assert known == sorted(known)
 
 
+def test_the_league_has_a_column_only_for_budgets_that_a_run_filled_and_says_how_long_each_took(tmp_path, make):
+    make(tmp_path, method="ibp", train_s=100.0)
+    make(tmp_path, method="linf_dist", train_s=500.0, preset="hour")
+    (table,) = [t for t in tables.build(gather(tmp_path)) if t.name == "league_cpu"]
+    assert [c.key for c in table.columns] == ["method", "b300", "b1200"]
+    ibp, dist = find(table, "IBP"), find(table, "l_inf-dist net")
+    assert ibp["b1200"].text == ibp["b300"].text and ibp["b300"].text.endswith("(2 min)")
+    assert dist["b300"].is_empty and dist["b1200"].text.endswith("(8 min)")
+    assert any("hour was run for l_inf-dist net only" in note for note in table.notes)
+
+
 def test_radii_are_counted_from_the_arrays(made, inputs):
     pool = next(p for p in inputs.pools if p.method == "linf_dist" and p.first.dataset == "cifar10")
     radius = pool.first.arrays("radius")["radius"]
@@ -319,7 +330,9 @@ def test_legends_explain_exactly_the_signs_that_occur(made):
     for table in made.values():
         shown = {m for row in table.rows() for c in table.columns_for("md") for m in row[c.key].marks}
         assert shown <= {sign for sign, _ in table.legend("md")}, table.name
-        assert {sign for sign, _ in table.legend("md")} - shown <= {fmt.DASH, "n/a", "!"}, table.name
+        assert {sign for sign, _ in table.legend("md")} - shown <= {fmt.DASH, "n/a", "!", BOLD}, table.name
+        bold = any(row[c.key].bold for row in table.rows() for c in table.columns_for("md"))
+        assert bold == (BOLD in dict(table.legend("md"))), table.name
         assert shown <= set(MARKS)
 
 
@@ -384,4 +397,6 @@ def test_the_best_published_number_is_the_best_of_all_cells():
         cells = [c for found in theirs.published_of.get(setting, {}).values() for c in found]
         whole = [c.certified for c in cells if c.certified is not None and (c.n_test or 10_000) >= 1000]
         best = tables.best_published(theirs, setting)
-        assert (best.certified if best else None) == max(whole, default=None)
+        assert {c.certified for c in best} == ({max(whole)} if whole else set())
+        tied = {c.method for c in cells if whole and c.certified == max(whole) and (c.n_test or 10_000) >= 1000}
+        assert {c.method for c in best} == tied and len(best) == len(tied)
