@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .errors import BenchError
 
 _PROBE_WIDTHS = (256, 1024)  # matmul widths probed for every net: below 64 CPUs take another, always exact, kernel
+_PROBE_IMAGES = 16  # fewer never reach NNPACK's convolutions
 _WIDEST_PROBE = 4096  # an identity matrix of this side is 64 MiB
 _FTZ_ELEMENTS = 1 << 16  # per thread; above torch's grain size of 32768, so that every thread computes some
 
@@ -79,8 +80,9 @@ def exact_eval(net: nn.Module) -> Iterator[EvalState]:
     """Evaluate `net` in plain IEEE float32: eval mode, no gradients, no reduced precision anywhere.
 
     Forced: eval mode of every module, no_grad, autocast off, matmul and convolution precision IEEE, TF32 and reduced
-    reductions off, cudnn off on a GPU (its Winograd kernels void class F32), deterministic algorithms, default dtype
-    float32. Everything, the random generators too, is as before on exit, also after an exception.
+    reductions off, cudnn off on a GPU and NNPACK on a CPU (their Winograd kernels void class F32), deterministic
+    algorithms, default dtype float32. Everything, the random generators too, is as before on exit, also after an
+    exception.
 
     Yields:
         EvalState; call its `check()` after foreign code has run.
@@ -168,7 +170,7 @@ def reduced_precision(net: nn.Module, device: torch.device | str = "cpu") -> lis
         delta = torch.zeros(channels, channels // groups, *kernel, device=device)
         index = torch.arange(channels, device=device)
         delta[index, index % (channels // groups), kernel[0] // 2, kernel[1] // 2] = 1.0
-        image = _full_bits((4, channels, 16, 16), device)
+        image = _full_bits((_PROBE_IMAGES, channels, 16, 16), device)
         out = nn.functional.conv2d(image, delta, padding=(kernel[0] // 2, kernel[1] // 2), groups=groups)
         if not _same(out[:, :, :16, :16], image):
             found.append(f"convolution {channels}x{kernel[0]}x{kernel[1]}")
@@ -212,6 +214,8 @@ def _switches() -> list[_Switch]:
                 False,
             )
         )
+    if hasattr(torch._C, "_get_nnpack_enabled"):  # Winograd convolutions, which torch falls back to without oneDNN
+        found.append(_Switch("nnpack", torch._C._get_nnpack_enabled, lambda v: torch._C._set_nnpack_enabled(v), False))
     flags: list[tuple[Any, str, Any]] = [
         (back.cuda.matmul, "allow_tf32", False),
         (torch, "float32_matmul_precision", "highest"),  # after allow_tf32, whose writing changes it

@@ -125,7 +125,7 @@ def certified_radius(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
 def _margins(net: ReluNet, lower: Tensor, upper: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Margin bounds by intervals, and by the better of both per class, [B] float64; in parts that fit the memory."""
     memory = MEMORY["cpu" if lower.device.type == "cpu" else "cuda"]
-    count = max(1, memory // (8 * net.head.out_features * widest(net, lower[:1])))
+    count = max(1, memory // max(1, 8 * net.head.out_features * widest(net, lower[:1])))
     parts = [
         _margins_of(net, *part) for part in zip(lower.split(count), upper.split(count), y.split(count), strict=True)
     ]
@@ -166,6 +166,6 @@ def _linear_class_margins(reached: Reached, y: Tensor) -> Tensor:
     pulled, constant = pull(reached.tape, rows)
     lower, upper = (end.double() for end in reached.image)
     least = contract(pulled.clamp(min=0), lower) + contract(pulled.clamp(max=0), upper)
-    error = gamma(2 * lower[0].numel() + 8, U64) * contract(pulled.abs(), size((lower, upper)))
+    error = gamma(2 * lower.shape[1:].numel() + 8, U64) * contract(pulled.abs(), size((lower, upper)))
     low = add_down(add_down(least, -error * (1 + 1e-9), True), add_down(constant, offset, True), True)
     return torch.full_like(mass, torch.inf).scatter(1, others, low)

@@ -138,7 +138,7 @@ def size(ends: Ends) -> Tensor:
 
 def _pull_error(output: Tensor, fan: int = 0) -> float:
     """Relative float64 error of pulling rows back through a layer with this output: products and the constant's sum."""
-    return gamma(output[0].numel() + fan + 16, U64)
+    return gamma(output.shape[1:].numel() + fan + 16, U64)
 
 
 def _affine(module: nn.Conv2d | nn.Linear, ends: Ends, tape: Writer) -> Ends:
@@ -152,10 +152,13 @@ def _affine(module: nn.Conv2d | nn.Linear, ends: Ends, tape: Writer) -> Ends:
     return low, high
 
 
-def _scale(ends: Ends, scale: Tensor, shift: Tensor, mass: Tensor, roundings: int, tape: Writer) -> Ends:
-    """scale * x + shift for float64 scale and shift that stand for float32 ones known up to their roundings."""
+def _scale(ends: Ends, scale: Tensor, shift: Tensor, mass: Tensor, seen: Tensor, roundings: int, tape: Writer) -> Ends:
+    """scale * x + shift for float64 scale and shift that stand for float32 ones known up to their roundings.
+
+    seen: the largest magnitude that the scale is multiplied with: one that underflows is off by an absolute amount.
+    """
     relative = (gamma(roundings, U32) + gamma(2 * roundings + 8, U64)) * (1 + 8 * U64)
-    slack = relative * no_overflow(mass) + roundings * TINY32
+    slack = relative * no_overflow(mass) + roundings * TINY32 * (1 + seen)
     write(tape, lambda: tapes.Scale(scale, shift, slack + _pull_error(mass) * mass))
     centre = (ends[0] + ends[1]) / 2
     half = torch.maximum(ends[1] - centre, centre - ends[0]) * (1 + 4 * U64) + 1e-300
@@ -172,22 +175,24 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, ends: Ends, tape: Write
     # The deployed shift bias - mean * scale cancels: its error is relative to the parts, not to the difference.
     mass = scale.abs() * size(ends) + bias.abs() + (mean * scale).abs()
     # Some kernels form x - mean or the scale by itself: these must not overflow either.
-    alone = no_overflow(torch.maximum(size(ends) + mean.abs(), scale.abs()))
+    seen = size(ends) + mean.abs()
+    alone = no_overflow(torch.maximum(seen, scale.abs()))
     mass = torch.where(alone.isinf(), torch.inf, mass)
-    return _scale(ends, scale, bias - mean * scale, mass, BATCH_NORM_ROUNDINGS, tape)
+    return _scale(ends, scale, bias - mean * scale, mass, seen, BATCH_NORM_ROUNDINGS, tape)
 
 
 def _normalize(module: Normalize, ends: Ends, tape: Writer) -> Ends:
     mean, scale = module.mean[0].double(), 1 / module.std[0].double()
-    mass = (size(ends) + mean.abs()) * scale
-    return _scale(ends, scale, -mean * scale, mass, NORMALIZE_ROUNDINGS, tape)
+    seen = size(ends) + mean.abs()
+    return _scale(ends, scale, -mean * scale, seen * scale, seen, NORMALIZE_ROUNDINGS, tape)
 
 
 def _pool(module: nn.AvgPool2d, ends: Ends, tape: Writer) -> Ends:
     kernel = pool_kernel(module)
     mass: Tensor = module(size(ends))
     terms = kernel**2 + 2  # sum, then one division, or a product with a rounded reciprocal
-    slack = (gamma(terms, U32) + gamma(2 * terms + 8, U64)) * no_overflow(mass) * (1 + 8 * U64) + terms * TINY32
+    whole = no_overflow(mass * kernel**2) / kernel**2  # float32 forms the sum before it divides
+    slack = (gamma(terms, U32) + gamma(2 * terms + 8, U64)) * whole * (1 + 8 * U64) + terms * TINY32
     write(tape, lambda: tapes.Pool(kernel, ends[0].shape[1:], slack + _pull_error(mass) * mass))
     return outward(module(ends[0]) - slack, module(ends[1]) + slack)
 

@@ -122,10 +122,10 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
         points = f"{fmt.fixed(gap(most), places)} points"
         points = points if len(wide) == 1 else f"up to {points} ({_name(most)})"
         found.append(f"For {_names(wide)} {points} are neither broken nor proved.")
-    again = [p for p in proving if any(m.later for m in p.members)]
+    again = [p for p in proving if all(m.later for m in p.members)]
     once = [p for p in proving if p not in again]
     if again and once:
-        found.append(f"Attacked less than the others, by their own records only: {_names(once)}.")
+        found.append(f"Attacked less than the others, some or all seeds by their own records only: {_names(once)}.")
     return found
 
 

@@ -26,7 +26,7 @@ RADIUS_STEPS = 24  # bisection steps: bracket / 2^24 is below a float32 ulp of a
 
 def _check(net: DistNet, x: Tensor) -> None:
     check_images(x)
-    if net.training:
+    if any(module.training for module in net.modules()):
         raise ValueError("net is in training mode; call net.eval() before certifying: batch means are no certificate")
     if not net.is_exact:
         raise ValueError("net has layers at finite p; set_p(math.inf) before certifying: only p = inf is 1-Lipschitz")
@@ -60,6 +60,8 @@ def _interval_margin(net: DistNet, lower: Tensor, upper: Tensor, y: Tensor) -> T
         return own.double() - rest.double()
     w1, w2 = net.head.effective()
     low64, high64 = affine(low, high, w1, net.head.bias1)
+    if not bool(torch.isfinite(low64).all() & torch.isfinite(high64).all()):  # tanh would make of it an honest -1 or 1
+        raise ValueError("net gives non-finite bounds in its head, where float32 may overflow: no certificate")
     slack = 2 * TANH_ULPS * U32
     t_low, t_high = torch.tanh(low64), torch.tanh(high64)  # float64, far more exact than the slack
     t_low = t_low - slack * t_low.abs() - TINY32 * TANH_ULPS

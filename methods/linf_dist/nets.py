@@ -110,7 +110,8 @@ class DistNet(nn.Module):
     @property
     def is_exact(self) -> bool:
         """True if every layer is the exact l_inf distance and running means are frozen: what may be certified."""
-        return not self.training and all(layer.p == math.inf for layer in self.distance_layers())
+        training = any(module.training for module in self.modules())
+        return not training and all(layer.p == math.inf for layer in self.distance_layers())
 
     def features(self, x: Tensor, p: float | None = None) -> Tensor:
         """Outputs of the last distance layer, [B, O]."""

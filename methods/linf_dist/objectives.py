@@ -33,7 +33,9 @@ def ramp_cross_entropy(net: DistNet, x: Tensor, y: Tensor, theta: float, weight:
     decays while p grows. The learnable scale multiplies only the logits of the cross-entropy.
     """
     logits = net(x)
-    ramp = (1 - margin(logits, y).float() / theta).clamp(0, 1)  # [B]
+    gap = margin(logits, y).float()
+    # [B]; at theta = 0, the first step of a radius that grows from nothing, a step function without a gradient
+    ramp = (1 - gap / theta).clamp(0, 1) if theta > 0 else (gap <= 0).float()
     entropy = torch.nn.functional.cross_entropy(net.scale * logits, y)
     return Losses(
         ramp.mean() + weight * entropy,

@@ -46,6 +46,7 @@ BAD = {
     "cudnn_deterministic": (
         lambda v: setattr(BACK.cudnn, "deterministic", v), lambda: BACK.cudnn.deterministic, False, True,
     ),
+    "nnpack_winograd": (torch._C._set_nnpack_enabled, torch._C._get_nnpack_enabled, True, False),
     "cudnn_winograd": (lambda v: setattr(BACK.cudnn, "enabled", v), lambda: BACK.cudnn.enabled, True, False),
 }  # fmt: skip
 
@@ -204,6 +205,38 @@ def test_probe_sees_a_kernel_that_is_wrong_for_large_shapes_only(monkeypatch):
 
     monkeypatch.setattr(nn.functional, "linear", linear)
     assert reduced_precision(nn.Linear(10, 3))
+
+
+@pytest.fixture
+def without_onednn():
+    """Convolutions as on a build without oneDNN: torch then takes NNPACK's Winograd ones for 16 images and more."""
+    before = BACK.mkldnn.set_flags(False)
+    yield
+    BACK.mkldnn.set_flags(*before)
+
+
+needs_nnpack = pytest.mark.skipif(not torch._nnpack_available(), reason="this build has no NNPACK")
+
+
+@needs_nnpack
+def test_probe_sees_winograd_convolutions(without_onednn):
+    torch._C._set_nnpack_enabled(True)
+    assert reduced_precision(nn.Conv2d(3, 8, 3)) == ["convolution 3x3x3"]
+
+
+@needs_nnpack
+def test_without_onednn_convolutions_of_a_batch_are_those_of_one_image(without_onednn):
+    """Beside a bright patch Winograd's sums leave something where nothing is; its error is no rounding of a sum."""
+    torch._C._set_nnpack_enabled(True)
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 8, 3, 1, 1)
+    x = torch.zeros(32, 3, 16, 16)
+    x[:, :, 6:8, 6:8] = 1.0
+    with torch.no_grad():
+        assert not torch.equal(net(x)[:1], net(x[:1])), "no Winograd kernel ran: the test is toothless"
+    with exact_eval(net) as state:
+        assert torch.equal(net(x)[:1], net(x[:1]))
+        assert state.effective("F32") == "F32"
 
 
 def test_reduced_precision_costs_f32_only(monkeypatch):

@@ -167,3 +167,9 @@ def test_a_batch_in_parts_has_the_bounds_of_the_whole(
     parts = [bound.lower for bound in crown.both_bounds(net, x, y, Eps("0.01"))]
     for a, b in zip(whole, parts, strict=True):
         assert bool((a - b).abs().max() < 1e-9)
+
+
+def test_no_images_have_no_bounds(small_net: Net, images: Images) -> None:
+    net, (x, y) = small_net("mlp"), images("mlp", 2)
+    assert [len(bound.lower) for bound in crown.both_bounds(net, x[:0], y[:0], Eps("0.1"))] == [0, 0]
+    assert len(crown.certified_radius(net, x[:0], y[:0])) == 0

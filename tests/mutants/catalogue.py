@@ -34,7 +34,7 @@ KERNELS = (
     "::test_interval_ends_are_the_smallest_and_largest_distance_of_the_box"
 )
 INTERVAL, GROUPSORT, NETS = (f"tests/methods/test_{name}.py" for name in ("interval_net", "groupsort", "nets"))
-BOX = "tests/methods/test_box.py"
+BOX, ALLOWANCES = "tests/methods/test_box.py", "tests/methods/test_rounding_allowances.py"
 
 MUTANTS = (
     # --- eps and boxes ------------------------------------------------------------------------------------------------
@@ -213,6 +213,78 @@ MUTANTS = (
         "return (deployed + gamma",
         "return 0 * (deployed + gamma",
         (f"{DIST}::test_affine_bounds_contain_exact_and_float32_values",),
+    ),
+    # --- one allowance for rounding each ------------------------------------------------------------------------------
+    Mutant("average-unrounded", "methods/interval_net.py", "terms = kernel**2 + 2", "terms = 0", (ALLOWANCES,)),
+    Mutant(
+        "average-overflows-late",
+        "methods/interval_net.py",
+        "no_overflow(mass * kernel**2) / kernel**2",
+        "no_overflow(mass)",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "sum-of-branches-unrounded",
+        "methods/interval_net.py",
+        "slack = (gamma(2, U32) + gamma(8, U64))",
+        "slack = 0 * (gamma(2, U32) + gamma(8, U64))",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "normalisation-unrounded",
+        "methods/interval_net.py",
+        "NORMALIZE_ROUNDINGS = 4",
+        "NORMALIZE_ROUNDINGS = 0",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "batch-norm-rounded-once",
+        "methods/interval_net.py",
+        "BATCH_NORM_ROUNDINGS = 12",
+        "BATCH_NORM_ROUNDINGS = 1",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "batch-norm-scale-never-underflows",
+        "methods/interval_net.py",
+        "roundings * TINY32 * (1 + seen)",
+        "roundings * TINY32",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "linear-bounds-forget-hidden-rounding",
+        "methods/tape.py",
+        "-contract(rows.abs(), entry.loss) * (1 + 1e-9)",
+        "-0.0 * contract(rows.abs(), entry.loss)",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "groupsort-factor-unrounded",
+        "methods/groupsort_bounds.py",
+        "gaps = gaps - 2 * gamma(2, U32)",
+        "gaps = gaps - 0 * gamma(2, U32)",
+        (ALLOWANCES,),
+    ),
+    Mutant(
+        "tanh-of-infinity",
+        "methods/linf_dist/certificates.py",
+        "if not bool(torch.isfinite(low64).all() & torch.isfinite(high64).all()):",
+        "if False:",
+        (DIST,),
+    ),
+    Mutant(
+        "one-layer-in-training-mode",
+        "methods/linf_dist/certificates.py",
+        "if any(module.training for module in net.modules()):",
+        "if net.training:",
+        (DIST,),
+    ),
+    Mutant(
+        "winograd-allowed",
+        "bench/exact.py",
+        "lambda v: torch._C._set_nnpack_enabled(v), False)",
+        "lambda v: torch._C._set_nnpack_enabled(v), True)",
+        (EXACT,),
     ),
     Mutant(
         "signed-spread", "methods/interval.py", "product(reach, w.abs(), None)", "product(reach, w, None)", (INTERVAL,)

@@ -295,6 +295,11 @@ def test_certifying_in_training_mode_or_at_finite_p_is_refused(bound):
     with pytest.raises(ValueError, match=r"eval\(\)"):
         bound(net, x, y, Eps("0.1"))
     net.eval()
+    net.dense[0].offset.train()  # one layer alone: its batch mean moves the function that is certified
+    assert not net.is_exact
+    with pytest.raises(ValueError, match=r"eval\(\)"):
+        bound(net, x, y, Eps("0.1"))
+    net.eval()
     net.set_p(1000.0)
     with pytest.raises(ValueError, match="finite p"):
         bound(net, x, y, Eps("0.1"))
@@ -305,6 +310,18 @@ def test_wrong_images_are_refused_by_name():
     for bad, message in ((x.double(), "float32"), (x[0], "shape"), (x + 1, "outside"), (x * math.nan, "NaN")):
         with pytest.raises(ValueError, match=message):
             interval_bound(net, bad, y, Eps("0.1"))
+
+
+def test_a_head_that_may_overflow_has_no_certificate():
+    """Infinite bounds must not become -1 and 1 in the tanh: float32 has inf - inf there."""
+    net, x, y = net_and_images(0, head=4)
+    with torch.no_grad():
+        w1, _ = net.head.effective()
+        sign = torch.tensor([1.0, -1.0]).repeat(w1.shape[1])[: w1.shape[1]]
+        net.head.weight1[0] = 2.0**126 * sign
+        assert net.head.effective()[0][0].abs().max() > 1e36
+    with pytest.raises(ValueError, match="non-finite bounds in its head"):
+        interval_bound(net, x, y, Eps("0.3"))
 
 
 def test_a_net_with_nan_weights_has_no_certificate():

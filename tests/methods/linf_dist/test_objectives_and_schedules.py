@@ -90,6 +90,16 @@ def test_p_follows_the_released_log():
     assert seen[1249] < 1000 and p_at(recipe, 1250) == math.inf
 
 
+def test_a_radius_that_starts_at_zero_has_gradients():
+    """theta = 0: the clipped hinge is a step; its gradient is none, not 0 times infinity."""
+    net = Fixed([[1.0, 0.5, 0.0], [1.0, 3.0, 0.0]])
+    loss = ramp_cross_entropy(net, None, torch.tensor([0, 0]), 0.0, 1.0).loss
+    (gradient,) = torch.autograd.grad(loss, net.logits)
+    entropy = torch.nn.functional.cross_entropy(2 * net.logits, torch.tensor([0, 0]))
+    assert torch.equal(gradient, torch.autograd.grad(entropy, net.logits)[0])
+    assert float(loss.detach()) == pytest.approx(0.5 + float(entropy.detach()))
+
+
 def test_the_cross_entropy_fades_on_the_same_ramp():
     recipe = recipe_of(v2_recipes, "cifar10", "8/255")
     assert mix_at(recipe, 50) == 0.1 and mix_at(recipe, 1250) == pytest.approx(0.0005)
