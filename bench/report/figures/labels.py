@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SIZE = 6  # points, of a label
 DPI = 100  # of the layout; savefig has its own
-LEADER = "#D9D9D9"  # line from a point to a label that stands far off
+LEADER, FAR = "#A6A6A6", 0.1  # line from a point to a label whose edge is further off, in inches
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
@@ -24,10 +25,17 @@ def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
     return float(px) / DPI, float(py) / DPI
 
 
+def _width(text: str) -> float:
+    """Of a label, in inches."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, size=SIZE).get_extents().width) / 72
+
+
 def place_label(ax: Axes, x: float, y: float, text: str, taken: list[Box]) -> None:
     """A small label beside a point at the first of its sixteen places that is free; it reserves the place."""
     px, py = _inches(ax, x, y)
-    w, h = 0.052 * len(text) + 0.05, 0.1
+    w, h = _width(text) + 0.05, 0.1
     bounds = [float(v) / DPI for v in ax.get_window_extent().extents]
     best: tuple[float, Box] | None = None
     for ring in (0.06, 0.13, 0.22, 0.33):
@@ -43,10 +51,13 @@ def place_label(ax: Axes, x: float, y: float, text: str, taken: list[Box]) -> No
     box = best[1]
     taken.append(box)
     middle = (box[0] + w / 2, box[1] + h / 2)
-    at = ax.transData.inverted().transform((middle[0] * DPI, middle[1] * DPI))
-    if math.hypot(middle[0] - px, middle[1] - py) > w / 2 + 0.14:
-        ax.plot([x, at[0]], [y, at[1]], color=LEADER, linewidth=0.5, zorder=3)
-    ax.text(at[0], at[1], text, fontsize=6, ha="center", va="center", zorder=6, color="#404040")
+    back = ax.transData.inverted()
+    at = back.transform((middle[0] * DPI, middle[1] * DPI))
+    near = min(max(px, box[0]), box[2]), min(max(py, box[1]), box[3])
+    if math.hypot(near[0] - px, near[1] - py) > FAR:
+        end = back.transform((near[0] * DPI, near[1] * DPI))
+        ax.plot([x, end[0]], [y, end[1]], color=LEADER, linewidth=0.5, zorder=3)
+    ax.text(at[0], at[1], text, fontsize=SIZE, ha="center", va="center", zorder=6, color="#404040")
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -108,7 +108,7 @@ def _below(label: str, certified: str, clean: str) -> str:
 def draw(data: Mapping[str, Any]) -> Figure:
     """Filled points are ours, hollow ones published; grey where certified would exceed clean."""
     measured, published = data["measured"], data["published"]
-    labels = [m["label"] for m in measured] + (["published \u2020\u2021"] if published else [])
+    labels = [m["label"] for m in measured] + (["hollow: published \u2020\u2021"] if published else [])
     foot = legend_height(labels, SINGLE)
     figure = new_figure(SINGLE, 2.75 + foot)
     ax = add_axes(figure, 0.46, 0.38 + foot, SINGLE - 0.6, 2.15)
@@ -139,8 +139,11 @@ def draw(data: Mapping[str, Any]) -> Figure:
         ax.plot([p["x"]], [p["y"]], linestyle="none", zorder=4, **marker(p, published=True))
     for p in (*measured, *published):
         boxes.append(box_around(ax, p["x"], p["y"], 0.07, 0.07))
-    for p in published:
-        place_label(ax, p["x"], p["y"], plain(p["label"]), boxes)
+    named = {m["method"] for m in measured}
+    for p in published:  # a hollow marker of the legend needs no name, but for a second one of the same method
+        if p["method"] not in named:
+            place_label(ax, p["x"], p["y"], plain(p["label"]), boxes)
+        named.discard(p["method"])
     write_below(ax, below)
     if published:
         handles.append(Line2D([], [], linestyle="none", marker="o", markersize=4.5, markerfacecolor="none",
