@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from ..recipe import PRESETS
-from . import detail, fmt, paper, posthoc, reattacks, stats, styles
+from . import detail, fmt, league, paper, posthoc, reattacks, stats, styles
 from .blocks import Block as Rows
 from .blocks import Standing
 from .cells import (
@@ -268,5 +268,5 @@ def build(inputs: Inputs) -> list[Table]:
     found += [
         detail.radius(inputs, d) for d in sorted({b.setting.dataset for b in inputs.blocks}, key=styles.dataset_order)
     ]
-    found += [detail.league(inputs, "cpu"), detail.league(inputs, "gpu"), *(make(inputs) for make in makers)]
+    found += [league.league(inputs, "cpu"), league.league(inputs, "gpu"), *(make(inputs) for make in makers)]
     return [table for table in found if table is not None]

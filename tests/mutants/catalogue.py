@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "certified-in-training-mode",
         "methods/linf_dist/certificates.py",
-        "    if net.training:\n",
+        "    if any(module.training for module in net.modules()):\n",
         "    if False:\n",
         (f"{DIST}::test_certifying_in_training_mode_or_at_finite_p_is_refused",),
     ),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SIZE = 6  # points, of a label
 DPI = 100  # of the layout; savefig has its own
-LEADER, FAR = "#A6A6A6", 0.1  # line from a point to a label whose edge is further off, in inches
+LEADER, FAR = "#B0B0B0", 0.1  # line from a point to a label whose edge is further off, in inches
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import record
-from bench.report import detail, figures, findings, rows, tables
+from bench.report import detail, figures, findings, league, rows, tables
 from bench.report.blocks import Standing, paired_p
 from bench.report.checked import Checked
 from bench.report.pool import Pool
@@ -103,7 +103,7 @@ def test_cost_table_league_and_figure_show_each_machine_by_itself(two_machines):
     cost = detail.cost(two_machines)
     by_head = {b.heading: [r["train_s"].sort for r in b.rows if r.data["method"] == "ibp"] for b in cost.blocks}
     assert by_head == {"CPU: Example 3000 (AVX2), 2 threads": [1000.0], "NVIDIA H100, 2 threads": [10.0]}
-    assert len(detail.league(two_machines, "cpu").blocks) == len(detail.league(two_machines, "gpu").blocks) == 1
+    assert len(league.league(two_machines, "cpu").blocks) == len(league.league(two_machines, "gpu").blocks) == 1
     (spec,) = [s for s in figures.build(two_machines) if s.kind == "cost"]
     assert {p["train_s"] for p in spec.data["points"]} == {1000.0, 500.0}
     assert spec.data["device"].endswith(", 2 threads")

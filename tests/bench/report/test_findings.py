@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench import reattack, record
-from bench.report import assemble, figures, findings, fmt, published, render, rows, tables
+from bench.report import assemble, figures, findings, fmt, published, render, rows, tables, wording
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "synthetic_records.py"))).make
 
@@ -185,7 +185,7 @@ def test_a_recipe_counts_as_tuned_only_for_its_own_eps(two: Path, source: str, t
     one = pool.members[0]
     data = {**one.record.data, "recipe": {**one.record.data["recipe"], "source": source}}
     changed = replace(pool, members=(replace(one, record=replace(one.record, data=data)),))
-    assert findings._is_tuned(changed) == tuned
+    assert wording.is_tuned(changed) == tuned
 
 
 def test_page_and_index_carry_it(two: Path, tmp_path: Path) -> None:

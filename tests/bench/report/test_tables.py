@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bench import record
-from bench.report import checked, detail, fmt, page, paper, published, render, rows, tables
+from bench.report import checked, fmt, league, page, paper, published, render, rows, tables
 from bench.report.model import BOLD, MARKS
 
 
@@ -258,7 +258,7 @@ def test_the_league_counts_only_runs_within_the_budget(made):
     assert (
         ibp["b3600"].text == find(made["ablation"], "IBP")["certified"].text or ibp["b3600"].text != ibp["b14400"].text
     )
-    values = [ibp[f"b{limit}"].sort for limit, _ in detail.BUDGETS]
+    values = [ibp[f"b{limit}"].sort for limit, _ in league.BUDGETS]
     known = [v for v in values if v is not None]
     assert known == sorted(known)
 
