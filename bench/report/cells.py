@@ -35,8 +35,8 @@ PRESET_NOTE = (
 
 
 PUBLISHED_NOTE = (
-    "Published: the most certified number that the method's own paper or its authors' repository gives, else another "
-    "paper's, else a quotation; whatever its network and certifier (table Published numbers has them all)."
+    "Published: the most certified number that the method's own paper or its authors give, also where a later source "
+    "quotes it, else another paper's; whatever its network and certifier (table Published numbers has them all)."
 )
 
 

@@ -165,15 +165,14 @@ def read(file: Path) -> list[Cell]:
 def headline(cells: Sequence[Cell], own: str | None = None) -> Cell | None:
     """The one cell of a setting and method to print; None if no cell has an accuracy.
 
-    A certified accuracy on the whole test split if there is one; what the paper `own`, or its authors' repository,
-    gives before what others report of the method, logs and quotations last; of these the most certified, whatever
-    network and certifier.
+    A certified accuracy on the whole test split if there is one; what the paper `own` or its authors give, also where a
+    later source quotes it, before what others report of the method; results before logs of single runs; of these the
+    most certified, whatever network and certifier.
     """
 
     def order(cell: Cell) -> tuple[Any, ...]:
         small = (cell.n_test or 10_000) < 1000
-        indirect = cell.tag in ("log", "secondary")
-        return cell.certified is None, small, cell.source.citekey != own, indirect, *fullest(cell)
+        return cell.certified is None, small, cell.source.citekey != own, cell.tag == "log", *fullest(cell)
 
     usable = [cell for cell in cells if cell.has_accuracy]
     return min(usable, key=order) if usable else None
