@@ -72,6 +72,17 @@ def test_help_imports_nothing_heavy():
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
 
 
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert 0 < int(worker_environment(2)["GOMP_SPINCOUNT"]) < 300_000  # libgomp's own: many milliseconds
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert worker_environment(2)["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert "GOMP_SPINCOUNT" not in worker_environment(2)
+
+
 def test_help_names_every_command():
     out = CliRunner().invoke(main, ["--help"]).output
     assert [c for c in COMMANDS if f"  {c} " not in out] == []
