@@ -83,6 +83,7 @@ _QUICK: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "0.1"): {"epochs": 10, "eps_train": 0.15},
     ("mnist", "0.3"): {"epochs": 10, "eps_train": 0.35},
     ("fashion_mnist", "0.1"): {"epochs": 10, "eps_train": 0.11},
+    ("cifar10", "2/255"): {"epochs": 10, "eps_train": 2.2 / 255, "crop_pad": 2, "flip": True},
     ("cifar10", "8/255"): {"epochs": 10, "eps_train": 8.8 / 255, "crop_pad": 2, "flip": True},
 }  # fmt: skip
 
