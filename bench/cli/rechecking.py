@@ -18,7 +18,7 @@ NOT_REPLAYED = "replay"  # the check that could not be made, for want of weights
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every record in the results folder.")
 @click.option(
     "--level",
@@ -130,7 +130,7 @@ def _verified(record: Any, level: int | None, examples: int, points: int | None,
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every record in the results folder not attacked so before.")
 @click.option("--steps", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Gradient steps.")
 @click.option("--restarts", type=click.IntRange(1, 1000), default=3, show_default=True, help="Random restarts.")

@@ -14,6 +14,7 @@ from .wording import is_tuned, name
 
 
 def build(inputs: Inputs) -> list[str]:
+    """One line per limit, over every row whose guards are whole."""
     pools = [p for p in inputs.pools if not p.broken]
     return [*_seeds(pools), *_presets(pools), *_tuning(pools), *_attacks(inputs, pools), *_times(pools)]
 
