@@ -29,6 +29,7 @@ from .threat import inner_box
 
 AnyAttack = Attack | autoattack.Part
 
+SAVE_EVERY_S = 60.0  # between two savings in the middle of an attack
 MASKED = 0.1  # share of zero input gradients from which the record speaks of gradient masking
 
 
@@ -136,20 +137,29 @@ class Cascade:
             self.notes += content["notes"]
             return
         before = len(self.notes)
-        self._run_one(attack, targets)
+        self._run_one(attack, targets, about)
         self.state.check()
         content = {"line": self.lines[-1], "notes": self.notes[before:], "state": self.state.as_kept()}
         arrays = {"survived": self.survived[attack.name], "contradicted": self.contradicted}
         self.keep.save(name, content, arrays, **about)
 
-    def _run_one(self, attack: AnyAttack, targets: np.ndarray) -> None:
+    def _run_one(self, attack: AnyAttack, targets: np.ndarray, about: dict[str, Any]) -> None:
         survived = np.ones(len(self.split), bool)
         rows = torch.from_numpy(np.flatnonzero(targets)).to(self.split.labels.device)
         self.progress.phase(f"attack {attack.name}", len(rows))
-        began, done, zero = time.perf_counter(), 0, 0.0
+        done, zero, spent = 0, 0.0, 0.0
+        if found := self.keep.load(f"begun-{attack.name}", **about):  # by a process that was stopped in the middle
+            content, arrays = found
+            self.state.take_over(content["state"])
+            done, zero, spent = content["done"], content["zero"], content["seconds"]
+            survived = arrays["survived"]
+            self.contradicted |= arrays["contradicted"]
+            if isinstance(attack, autoattack.Part):
+                attack.flags.update(content["flags"])
+        began = saved_at = time.perf_counter()
 
         def work(part: Tensor) -> None:
-            nonlocal done, zero
+            nonlocal done, zero, saved_at
             x, y = batch(self.split, self.recipe, part)
             ball = attacking.Ball(*inner_box(x, self.eps, self.spec.levels), float(self.eps))
             result = attack.against(self.net, x, y, ball, index=self.split.index[part], seed=self.seed)
@@ -159,9 +169,17 @@ class Cascade:
             survived[at] = False
             zero += float(result.zero_gradient) * len(part)
             done += len(part)
+            if time.perf_counter() - saved_at >= SAVE_EVERY_S:
+                self.state.check()
+                seconds = spent + time.perf_counter() - began
+                content = {"done": done, "zero": zero, "seconds": seconds, "state": self.state.as_kept()}
+                content["flags"] = attack.flags if isinstance(attack, autoattack.Part) else {}
+                arrays = {"survived": survived, "contradicted": self.contradicted}
+                self.keep.save(f"begun-{attack.name}", content, arrays, **about)
+                saved_at = time.perf_counter()
             self.progress.update(done, broken=int((~survived).sum()))
 
-        self.chunks.run(rows, work)
+        self.chunks.run(rows[done:], work)
         self.survived[attack.name] = survived
         self.broken |= ~survived
         if len(rows) and zero / len(rows) > MASKED:
@@ -172,7 +190,8 @@ class Cascade:
             for flag, times in attack.flags.items():
                 self.notes.append(f"{attack.name} warns: {flag} ({times}); the robust accuracy may be too high")
         counts = {"n_attacked": len(rows), "n_broken": int((~survived).sum())}
-        self.lines.append(attack.settings(self.seed) | counts | {"seconds": round(time.perf_counter() - began, 3)})
+        spent += time.perf_counter() - began
+        self.lines.append(attack.settings(self.seed) | counts | {"seconds": round(spent, 3)})
 
     def _confront(self, at: np.ndarray, x: Tensor, adversarial: Tensor, attack: AnyAttack) -> None:
         """Hold broken examples (rows `at` of the split) against every certificate."""

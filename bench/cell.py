@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .eps import Eps
-from .recipe import as_dict, content_hash, override
+from .recipe import PRESETS, as_dict, content_hash, override
 
 if TYPE_CHECKING:
     from .contract import Recipe
@@ -217,9 +217,8 @@ def _implied(recipes: Sequence[Recipe], dataset: str, device_type: str) -> str:
     """The default preset, or the nearest one that exists: cheaper ones first."""
     have = {r.preset for r in recipes}
     wanted = default_preset(dataset, device_type)
-    order = ("paper", "short", "hour", "quick")
-    start = order.index(wanted)
-    return next(p for p in order[start:] + order[:start][::-1] if p in have)
+    start = PRESETS.index(wanted)
+    return next(p for p in PRESETS[start:] + PRESETS[:start][::-1] if p in have)
 
 
 def _frozen(value: Any) -> Any:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 GRID = 256  # grid points per eps; radii of the generic search are multiples of eps / GRID
 REACH = 4  # ... up to REACH * eps: further than any curve is drawn
-_LONGEST = 999_999  # largest numerator and denominator that `Eps` takes
+ROUNDS = (REACH * GRID).bit_length()  # of the bisection, at most
+LONGEST = 999_999  # largest numerator and denominator that `Eps` takes
 
 Holds = Callable[[np.ndarray, Eps], np.ndarray]
 
@@ -64,7 +65,7 @@ def grid_unit(eps: Eps) -> Fraction:
 
 def eps_at(value: Fraction) -> Eps:
     """The radius nearest to `value` that can be written down; usually `value` itself."""
-    short = value.limit_denominator(_LONGEST)
+    short = value.limit_denominator(LONGEST)
     return Eps(f"{short.numerator}/{short.denominator}")
 
 

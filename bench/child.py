@@ -135,7 +135,8 @@ class Child:
             return True
         head, rest = data[: self._log_left], data[self._log_left :]
         self._log_left -= len(head)
-        self._log.write(head)
+        with contextlib.suppress(OSError):  # a full disk: the cell itself finds out when it saves, and says so
+            self._log.write(head)
         if rest:
             self._tail.append(rest)
         return bool(data)
@@ -176,8 +177,10 @@ class Child:
         assert self.process.stdout is not None
         self.process.stdout.close()
         if self._tail:
-            self._log.write(b"\n[...]\n" + b"".join(self._tail))
-        self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.write(b"\n[...]\n" + b"".join(self._tail))
+        with contextlib.suppress(OSError):
+            self._log.close()
         return self._outcome(code)
 
     def _outcome(self, code: int) -> Outcome:

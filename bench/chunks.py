@@ -28,7 +28,7 @@ class Chunks:
         """The given size, or the default of the device."""
         return cls(size or (CUDA_ROWS if device.type == "cuda" else CPU_ROWS))
 
-    def run(self, rows: Tensor, work: Callable[[Tensor], None], done: Callable[[int], None] | None = None) -> None:
+    def run(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
         """Call `work` on consecutive parts of `rows` [N].
 
         `work` must store its results last, so that a part that failed half-way can be repeated in smaller ones.
@@ -48,8 +48,6 @@ class Chunks:
                 self.size = max(1, len(part) // 2)
             else:
                 at += len(part)
-                if done is not None:
-                    done(len(part))
                 continue
             if torch.cuda.is_available():  # outside the except block: the traceback held on to the tensors
                 gc.collect()

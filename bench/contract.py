@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .eps import Eps
 
 CLASSES = ("D", "F32", "R")  # best first: deployed bits; every IEEE float32 evaluation; real arithmetic only
-PRESETS = ("paper", "short", "hour", "quick")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Recipe:
 
     dataset: str
     eps: str  # the radius that is certified and attacked, exact
-    preset: str  # one of PRESETS
+    preset: str  # paper, short, hour or quick
     source: str  # paper table, repository file, or "ours" with how it was tuned
     epochs: int = bounded(1, 1, 100_000)
     batch_size: int = bounded(128, 1, 100_000)

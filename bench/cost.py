@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -70,8 +71,8 @@ def measure_cost(
 
 
 def seconds(work: Callable[[], Any], device: torch.device, repeats: int = REPEATS) -> float:
-    """Median seconds of one call, after one call that is not timed; a GPU is waited for."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    """Median seconds of one call, after one call that is not timed; the device is waited for."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
     work()
     wait()
     times: list[float] = []

@@ -43,7 +43,7 @@ class Fact:
         return f"{mark}{self.topic}: {self.text}"
 
 
-def facts(results: Path, data_root: Path | None = None, plugins: tuple[str, ...] = ()) -> Iterator[Fact]:
+def facts(results: Path, data_root: Path | None = None) -> Iterator[Fact]:
     """Everything worth knowing, in the order in which a newcomer needs it."""
     yield Fact("certbench", True, f"{__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}")
     yield from _packages()
@@ -51,7 +51,7 @@ def facts(results: Path, data_root: Path | None = None, plugins: tuple[str, ...]
         return
     yield from _devices()
     yield from _kernels()
-    yield from _methods(plugins)
+    yield from _methods()
     yield from _data(data_root)
     yield from _folders(results)
 
@@ -115,11 +115,9 @@ def _kernels() -> Iterator[Fact]:
         yield Fact("kernels", "error" not in info, f"{owner}: {printable(said, 200)}")
 
 
-def _methods(plugins: tuple[str, ...]) -> Iterator[Fact]:
+def _methods() -> Iterator[Fact]:
     from . import registry
 
-    for path in plugins:
-        registry.add_file(Path(path))
     entries = registry.load_all()
     good = [e.name for e in entries if e.error is None]
     yield Fact("methods", bool(good), f"{len(good)}: {', '.join(good)}")

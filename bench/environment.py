@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import os
 import platform
 import subprocess
@@ -43,8 +44,13 @@ def cache_home() -> Path:
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it may run on, or a container's share of time if that is less."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(count, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        return count
 
 
 def default_threads(jobs: int = 1) -> int:
@@ -63,10 +69,15 @@ def wait_briefly(environ: MutableMapping[str, str]) -> None:
         environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """A child process's: this very code first on its path, whatever folder the user stands in."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    made = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The same for a cell on so many threads."""
+    made = child_environment() | {"OMP_NUM_THREADS": str(threads)}
     wait_briefly(made)
     return made
 
@@ -118,6 +129,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """What times were measured on: only those of one machine may be compared."""
+    import torch
+
+    return {"device": device_name(device), "threads": torch.get_num_threads()}
+
+
 def device_name(device: torch.device) -> str:
     """`NVIDIA H100 80GB HBM3`, or `CPU: Intel(R) Xeon(R) Processor (AVX-512)`."""
     if device.type == "cuda":
@@ -165,10 +183,10 @@ def kernel_modules(*, load: bool = False) -> list[ModuleType]:
     return found
 
 
-def kernels_in_use(*, load: bool = False) -> dict[str, Any]:
+def kernels_in_use() -> dict[str, Any]:
     """What every kernel package says about itself (`kernel_info()`), by method."""
     facts: dict[str, Any] = {}
-    for module in kernel_modules(load=load):
+    for module in kernel_modules():
         info = getattr(module, "kernel_info", None)
         owner = module.__name__.split(".")[1]
         try:
@@ -179,13 +197,13 @@ def kernels_in_use(*, load: bool = False) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """The record's "code": version, git commit, whether it is dirty (null outside a checkout), hash of the sources."""
+    """The record's "code": version, git commit, whether it is dirty (null: git cannot tell), hash of the sources."""
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--", "bench", "methods")
     return {
         "version": __version__,
         "commit": commit or None,
-        "dirty": None if commit is None else bool(status),
+        "dirty": None if commit is None or status is None else bool(status),
         "source_sha256": source_sha256(),
     }
 

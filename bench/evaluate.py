@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .attack import AttackConfig
 from .cascade import Cascade, Certificate, Images, Silent, Watcher, batch
-from .certify import grid_radii, reconcile
+from .certify import ROUNDS, grid_radii, reconcile
 from .chunks import Chunks
 from .contract import Bound, DataSpec, Method, margin
 from .eps import Eps
@@ -129,6 +129,7 @@ class _Job:
         self.scale = np.zeros(n, np.float64)  # largest |logit|
         self.radius = np.zeros(n, np.float32)
         self.bound_s = 0.0
+        self.searched = 0  # bounds asked for in the search for radii
         self.all_rows = torch.arange(n, device=self.split.labels.device)
 
     def part(self, keep: Kept, name: str, work: Callable[[], None], fields: Sequence[str]) -> None:
@@ -230,6 +231,7 @@ class _Job:
         if closed:
             self.chunks.run(right[1:], work)
         else:
+            self.progress.phase("radius search", ROUNDS * len(right))
             found = grid_radii(self._holds, self.correct, self.certified, self.eps)
         self.radius, off = reconcile(found, self.correct, self.certified, self.eps)
         if off:
@@ -243,6 +245,8 @@ class _Job:
             x, y = batch(self.split, self.recipe, rows[part])
             lower = self.method.margin_bound(self.net, x, y, eps).lower
             held[part.cpu().numpy()] = (lower > 0).cpu().numpy()
+            self.searched += len(part)
+            self.progress.update(self.searched)
 
         self.chunks.run(torch.arange(len(at), device=rows.device), work)
         return held

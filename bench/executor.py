@@ -33,7 +33,8 @@ DAY_MIN = 24 * 60  # a job whose cells have no time limit
 class Executor:
     """Which engine, and what it is told.
 
-    engine: "slurm", or "local" (submitit's processes on this machine, without a limit on how many run at once).
+    engine: "slurm", or "local" (submitit's processes on this machine).
+    at_once: jobs that may run at the same time; None leaves it to the engine, and "local" starts all.
     settings: further parameters of the engine, as submitit names them (`slurm_partition`, `gpus_per_node`, ...).
     """
 
@@ -62,10 +63,12 @@ class Executor:
         """
         if not tasks:
             return [], False
-        begun = [_begun(task) for task in tasks]
-        batches = [begun[k : k + self.cells_per_job] for k in range(0, len(begun), self.cells_per_job)]
-        folder = (Path(begun[0].options.runs_dir) / "jobs").resolve()
-        jobs = self._submit(folder, batches, threads, device)
+        folder = (Path(tasks[0].options.runs_dir) / "jobs").resolve()
+        size = self._cells_per_job(len(tasks))
+        engine = self._engine(folder, tasks, size, threads)
+        begun = [_begun(task) for task in tasks]  # not before it is known that the engine is there
+        batches = [begun[k : k + size] for k in range(0, len(begun), size)]
+        jobs = self._submit(engine, batches, threads, device)
         say(f"{len(tasks)} cells in {len(jobs)} {self.engine} jobs ({jobs[0].job_id} ...); their logs: {folder}")
         outcomes: list[Outcome] = []
         waiting = dict(enumerate(jobs))
@@ -83,22 +86,38 @@ class Executor:
         outcomes.sort(key=lambda outcome: place[id(outcome.task)])
         return outcomes, bool(waiting)
 
-    def _submit(self, folder: Path, batches: list[list[Task]], threads: int, device: str) -> list[Any]:
+    def jobs_at_once(self, cells: int) -> int:
+        """How many jobs of so many cells may run at the same time, as far as it is ours to say."""
+        jobs = math.ceil(cells / self._cells_per_job(max(cells, 1)))
+        return max(1, min(jobs, self.at_once or jobs))
+
+    def _cells_per_job(self, cells: int) -> int:
+        """On this machine nothing queues: at most `at_once` jobs means as few jobs, each with more cells."""
+        if self.engine == "local" and self.at_once:
+            return max(self.cells_per_job, math.ceil(cells / self.at_once))
+        return self.cells_per_job
+
+    def _engine(self, folder: Path, tasks: Sequence[Task], size: int, threads: int) -> Any:
         try:
             import submitit
         except ImportError:
             raise UsageError(f"--executor {self.engine}: submitit is not installed (pip install submitit)") from None
-        limits = [task.time_limit_s for batch in batches for task in batch]
-        known = [limit for limit in limits if limit is not None]
-        minutes = math.ceil(self.cells_per_job * (max(known) + START_S) / 60) if len(known) == len(limits) else DAY_MIN
+        known = [task.time_limit_s for task in tasks if task.time_limit_s is not None]
+        minutes = math.ceil(size * (max(known) + START_S) / 60) if len(known) == len(tasks) else DAY_MIN
         asked: dict[str, Any] = {"timeout_min": minutes, "cpus_per_task": threads, "name": "bench", **self.settings}
         if self.engine == "slurm" and self.at_once:
             asked.setdefault("slurm_array_parallelism", self.at_once)
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster=self.engine)
             executor.update_parameters(**asked)
-            return list(executor.map_array(Job(threads, device), [[_absolute(t) for t in b] for b in batches]))
-        except Exception as error:  # the engine's own: no Slurm here, an unknown parameter, a refused submission
+        except Exception as error:  # the engine's own: no Slurm here, an unknown parameter
+            raise UsageError(f"--executor {self.engine}: {one_line(error)}") from None
+        return executor
+
+    def _submit(self, engine: Any, batches: list[list[Task]], threads: int, device: str) -> list[Any]:
+        try:
+            return list(engine.map_array(Job(threads, device), [[_absolute(t) for t in b] for b in batches]))
+        except Exception as error:  # a refused submission
             raise UsageError(f"--executor {self.engine}: {one_line(error)}") from None
 
     def _let_go(

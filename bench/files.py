@@ -170,10 +170,14 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             raise FileError(
                 f"{folder} is being worked on by {holder}; wait for it, or choose another --runs-dir"
+            ) from None
+        except OSError as error:
+            raise FileError(
+                f"cannot lock {folder}: {error.strerror}; its file system has no locks, choose another --runs-dir"
             ) from None
         with contextlib.suppress(OSError):  # who holds it is a courtesy; on a full disk it cannot be said
             os.ftruncate(handle, 0)

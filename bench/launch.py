@@ -138,6 +138,10 @@ class _Launcher:
                 self._look_at_clocks()
                 for child in [c for c in self.running if c.has_ended()]:
                     self._reap(child)
+        except BaseException:
+            if not self.stops:  # a fault of ours: let the children save before it goes on
+                self.wind_down()
+            raise
         finally:  # whatever happens to the parent, no child stays behind
             for child in self.running:
                 child.kill()

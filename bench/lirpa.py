@@ -70,18 +70,6 @@ def version() -> str:
     return str(getattr(load(), "__version__", "unknown"))
 
 
-@lru_cache(maxsize=1)
-def features() -> frozenset[str]:
-    """Which certifiers the installed version has: keys of METHODS, and "forward-bn" where newer versions have it."""
-    load()
-    newer = {"forward-bn"} if _version_tuple() >= (0, 4) else set()
-    return frozenset({*METHODS, *newer})
-
-
-def _version_tuple() -> tuple[int, ...]:
-    return tuple(int(part) for part in version().split(".")[:2] if part.isdigit())
-
-
 # --- shims: each only where the thing is really missing --------------------------------------------
 
 

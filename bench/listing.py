@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import one_line
-
 if TYPE_CHECKING:
     from .contract import DataSpec, Method, Recipe
 
@@ -141,20 +139,23 @@ def size(method: Method, recipe: Recipe, data: DataSpec) -> tuple[int | None, in
     return None, None
 
 
-def runs(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per record, and one line per record that cannot be read."""
+def runs(
+    results: Path, method_names: Sequence[str] = (), dataset_names: Sequence[str] = (), presets: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per record of these methods, data sets and presets, and one line per record that cannot be read."""
     from . import record
 
     found, problems = record.scan(results)
-    rows = [{**r.row(), "cell": r.cell_id, "folder": r.path.name} for r in found]
+    rows = [
+        {**r.row(), "cell": r.cell_id, "folder": r.path.name}
+        for r in found
+        if r.method in (method_names or (r.method,))
+        and r.dataset in (dataset_names or (r.dataset,))
+        and r.preset in (presets or (r.preset,))
+    ]
     return rows, [f"{p.path}: {p.reason}" for p in problems]
 
 
 def broken_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """One red line per broken method."""
     return [f"{row['name']} ({row['origin']}): {row['error']}" for row in rows if row["error"]]
-
-
-def describe(error: BaseException) -> str:
-    """An exception as one line."""
-    return one_line(error)

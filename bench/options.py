@@ -11,10 +11,10 @@ from .state import SAVE_EVERY_S
 class Options:
     """How and where a cell runs; none of it changes what the cell is, only how hard its net is attacked."""
 
+    results: str
+    runs_dir: str
     device: str = "cpu"  # "cpu" or "cuda:N"
     threads: int = 1
-    results: str = "results/measured"
-    runs_dir: str = ".bench/runs"
     data_root: str | None = None
     offline: bool = False
     fresh: bool = False

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from .progress import REDRAW_S, Progress
+from .progress import REDRAW_S, Progress, Unfailing
 
 CLEAR_BELOW = "\x1b[J"
 
@@ -27,7 +27,7 @@ class Board:
     """
 
     def __init__(self, total: int, *, many: bool, quiet: bool, stream: TextIO | None = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream = stream if stream is not None else Unfailing(sys.stderr)
         self.total, self.quiet = total, quiet
         self.finished = self.failed = 0
         self._block = many and not quiet and self.stream.isatty()

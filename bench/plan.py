@@ -133,7 +133,9 @@ class Plan:
             changed = ""
             if _is_outdated(self.done[cell.id]):
                 changed = "; its source has changed since; --fresh replaces it, --results DIR keeps both"
-            return f"finished before: {accuracies(self.done[cell.id])}{changed}"
+            part = self.done[cell.id].data["data"]["subset"]
+            some = f" on {part['classes']} classes only (--fresh takes the data that is here now)" if part else ""
+            return f"finished before{some}: {accuracies(self.done[cell.id])}{changed}"
         share = self.begun.get(cell.id)
         guess = self.estimates.get(cell.id)
         if share == 1.0:

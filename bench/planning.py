@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import cell as cells
 from .cell import Missing, Planned
-from .child import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Task
+from .child import EXIT_INTERRUPTED, EXIT_USAGE, Outcome, Slot, Task
 from .environment import cache_home, default_threads, gpu_count, resolve_device
 from .errors import UsageError
 from .estimate import estimate
@@ -20,6 +20,8 @@ from .overview import Board
 from .plan import Plan, Request, accuracies
 from .progress import duration
 from .summary import show_dry, summarise
+
+JOB_THREADS = 4  # CPU cores of a Slurm job that is not told --threads: those of this machine say nothing
 
 
 def select(request: Request, device: str) -> tuple[list[Planned], list[Missing]]:
@@ -73,6 +75,9 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
     gpus = gpu_count() if request.device == "auto" and device != "cpu" and len(planned) > 1 else 0
     jobs = min(request.jobs, max(1, len(planned))) if request.jobs else None
     slots = slots_for(device, jobs=jobs, gpus=gpus, threads=request.threads, cores=default_threads)
+    if request.executor is not None:  # each job is a machine of its own, or a share of this one
+        cores = JOB_THREADS if request.is_elsewhere else default_threads(request.executor.jobs_at_once(len(planned)))
+        slots = [Slot(device, request.threads or cores)]
     made = Plan(request, planned, missing, device, slots, runs_dir)
     for one in planned:
         if request.fresh:

@@ -29,12 +29,15 @@ from .eps import Eps
 from .errors import BenchError, UsageError
 from .exact import EvalState, exact_eval
 from .guards import slack_r
+from .kept import Kept
 from .threat import box, corner, inner_box, sample
 
 CERTIFIERS = tuple(lirpa.METHODS)  # cheap to expensive: ibp, crown_ibp, crown, alpha_crown
 ENGINES = ("auto", "own", "auto_lirpa")
 ROWS = {"ibp": 250, "crown_ibp": 50, "crown": 8, "alpha_crown": 4}  # examples per call at first; halved for memory
 PROBES = 10  # vertices, and as many uniform points, that every certified example is held against
+SAVE_EVERY_S = 60.0  # between two savings of the outcomes so far
+_KEPT = ("outcome", "lower", "seconds", "reached")
 DESCENT = (2.0, 1.0, 0.5, 0.25, 0.1)  # sign steps down the margin, in radii
 
 
@@ -57,6 +60,10 @@ class Posthoc:
     def certified(self) -> np.ndarray:
         """[N] bool."""
         return self.outcome == OUTCOMES.index("certified")
+
+
+class _NoSuchBound(Exception):
+    """The method has no bound of that name."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def certify_with(
     example_limit_s: float | None = None,
     batch_size: int | None = None,
     progress: Watcher | None = None,
+    keep: Kept | None = None,
 ) -> Posthoc:
     """Certify every example of a split with one certifier.
 
@@ -99,6 +107,7 @@ def certify_with(
         example_limit_s: for one example. Interrupted inside a call where signals work (the main thread of a process on
             Linux or macOS), otherwise judged afterwards.
         batch_size: examples per call at first.
+        keep: where outcomes so far lie, so that a certification that was stopped goes on.
 
     Raises:
         UsageError: unknown certifier or engine, or the method has no such bound of its own.
@@ -109,9 +118,9 @@ def certify_with(
             raise UsageError(f"{name} {value}: choose one of {', '.join(known)}")
     if len(split) == 0:
         raise BenchError("the split is empty; there is nothing to certify")
-    began = time.monotonic()
+    keep = keep or Kept(None, {})
     with exact_eval(net) as state:
-        job = _Job(net, split, recipe, eps, levels, progress or Silent(), state)
+        job = _Job(net, split, recipe, eps, levels, progress or Silent(), state, keep)
         job.clean()
         chosen = _choose(engine, certifier, method, job, iterations)
         job.certify(chosen, certifier, batch_size or ROWS[certifier], limit_s, example_limit_s)
@@ -133,7 +142,7 @@ def certify_with(
         "n_borderline": int(near.sum()) if cls == "R" else 0,
         "limit_s": limit_s,
         "example_limit_s": example_limit_s,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": round(keep.elapsed, 3),
         "notes": [f"certificate class lowered: {reason}" for reason in state.downgrade],
         **chosen.details,
     }
@@ -175,7 +184,7 @@ def own_engine(net: nn.Module, method: Method | None, certifier: str, eps: Eps) 
         if found is None:
             found = next((b for b in method.margin_bounds(net, x, y, eps) if b.certificate in names), None)
         if found is None:
-            raise LookupError(certifier)
+            raise _NoSuchBound(certifier)
         return found
 
     return Engine("own", bound)
@@ -236,6 +245,7 @@ class _Job:
     levels: int
     progress: Watcher
     state: EvalState
+    keep: Kept
     certificate: str = ""
     cls: str = "R"
 
@@ -247,6 +257,7 @@ class _Job:
         self.margin = np.zeros(n)
         self.slack = np.zeros(n)  # what rounding may explain of a class R bound
         self.rows = torch.arange(n, device=self.split.labels.device)
+        self.reached = np.zeros(n, bool)
 
     def pixels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return batch(self.split, self.recipe, rows)
@@ -274,7 +285,7 @@ class _Job:
         """Whether the engine has this bound, by asking for one."""
         try:
             engine.bound(*self.pixels(self.rows[:1]))
-        except LookupError:
+        except _NoSuchBound:
             return False
         return True
 
@@ -282,22 +293,44 @@ class _Job:
         self, engine: Engine, certifier: str, size: int, limit_s: float | None, example_limit_s: float | None
     ) -> None:
         """Bound every example that is classified rightly."""
-        right = torch.from_numpy(np.flatnonzero(self.margin > 0)).to(self.rows.device)
-        self.progress.phase(f"certify ({certifier})", len(right))
-        until = time.monotonic() + limit_s if limit_s is not None else None
-        done = [0]
+        self._take_over()
+        right = torch.from_numpy(np.flatnonzero((self.margin > 0) & ~self.reached)).to(self.rows.device)
+        self.progress.phase(f"certify ({certifier})", int((self.margin > 0).sum()))
+        now = saved_at = time.monotonic()
+        until = now + limit_s - self.keep.elapsed if limit_s is not None else None
 
         def work(rows: Tensor) -> None:
+            nonlocal saved_at
             if until is not None and time.monotonic() >= until:
                 return  # stays `timeout`
-            self._one_call(engine, rows, _least(example_limit_s, len(rows), until))
-            done[0] += len(rows)
-            self.progress.update(done[0], certified=int((self.outcome == OUTCOMES.index("certified")).sum()))
+            self._one_call(engine, rows, example_limit_s, until)
+            self.reached[rows.cpu().numpy()] = True
+            self.progress.update(
+                int(self.reached.sum()), certified=int((self.outcome == OUTCOMES.index("certified")).sum())
+            )
+            if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                self._keep_so_far()
+                saved_at = time.monotonic()
 
         Chunks(size).run(right, work)
 
-    def _one_call(self, engine: Engine, rows: Tensor, limit: float | None) -> None:
-        """One call of the engine on `rows`; a call that runs out of its time is repeated one by one."""
+    def _keep_so_far(self) -> None:
+        self.state.check()
+        content = {"certificate": self.certificate, "cls": self.cls, "state": self.state.as_kept()}
+        self.keep.save("outcomes", content, {name: getattr(self, name) for name in _KEPT})
+
+    def _take_over(self) -> None:
+        """What an earlier process has reached."""
+        if found := self.keep.load("outcomes"):
+            content, arrays = found
+            self.certificate, self.cls = content["certificate"], content["cls"]
+            self.state.take_over(content["state"])
+            for name in _KEPT:
+                setattr(self, name, arrays[name])
+
+    def _one_call(self, engine: Engine, rows: Tensor, per_example: float | None, until: float | None) -> None:
+        """One call of the engine on `rows`; a call that runs out of its examples' time is repeated one by one."""
+        limit = _least(per_example, len(rows), until)
         x, y = self.pixels(rows)
         at = rows.cpu().numpy()
         began = time.monotonic()
@@ -306,9 +339,9 @@ class _Job:
                 found = engine.bound(x, y)
         except TimeoutError:
             self.seconds[at] += (time.monotonic() - began) / len(rows)
-            if len(rows) > 1 and limit is not None:
-                for row in rows.split(1):
-                    self._one_call(engine, row, limit / len(rows))
+            for row in rows.split(1) if len(rows) > 1 else ():
+                if until is None or time.monotonic() < until:
+                    self._one_call(engine, row, per_example, until)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(rows) > 1:

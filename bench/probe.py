@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .environment import child_environment
+
 LIMIT_S = 60.0  # torch alone takes up to 20 s to import on a busy machine
 _ALIVE = "alive after all imports"
 _SCRIPT = f"""
@@ -33,13 +35,6 @@ os._exit(0)
 """
 
 
-def python_path() -> dict[str, str]:
-    """The environment in which a child finds the `bench` and `methods` that this process uses, installed or not."""
-    root = str(Path(__file__).resolve().parents[1])
-    inherited = os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (inherited, root)))}
-
-
 def importing(
     names: Sequence[str], *, package: str, group: str, files: Sequence[Path] = (), limit_s: float = LIMIT_S
 ) -> str | None:
@@ -50,7 +45,7 @@ def importing(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=python_path(),
+        env=child_environment(),
         start_new_session=True,
     ) as child:
         try:

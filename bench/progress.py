@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -40,13 +41,40 @@ def show_value(name: str, value: Any) -> str:
     return str(value)
 
 
+class Unfailing:
+    """A text stream whose reader may go away (`2>&1 | head`) or disk fill up: what cannot be shown ends no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 class Progress:
     """What a long piece of work reports to. Writes to `stream` (stderr unless told otherwise), never to stdout."""
 
     def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, label: str = "", terminal: bool | None = None
+        self,
+        stream: TextIO | Unfailing | None = None,
+        *,
+        quiet: bool = False,
+        label: str = "",
+        terminal: bool | None = None,
     ) -> None:
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream = stream if stream is not None else Unfailing(sys.stderr)
         self.quiet = quiet
         self.label = f"{label}: " if label else ""
         self.terminal = self.stream.isatty() if terminal is None else terminal
@@ -188,7 +216,7 @@ class StoppingProgress(Progress):
             )
 
 
-def _columns(stream: TextIO) -> int:
+def _columns(stream: TextIO | Unfailing) -> int:
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80  # 0: a terminal that does not say
     except (OSError, ValueError, AttributeError):

@@ -142,6 +142,15 @@ def as_strong(
     return None
 
 
+def stronger(
+    record: Record, attacked_with: Mapping[str, Any], examples: int | None, *, certified_too: bool
+) -> Reattack | None:
+    """The one that `write` would replace, if it attacked certified examples and the new one is not going to."""
+    stem = name_of(attacked_with, min(examples or record.n, record.n), record.n)
+    same = (one for one in of_record(record)[0] if one.path.stem == stem and not certified_too)
+    return next((one for one in same if one.n_certified_attacked), None)
+
+
 def carry(found: Reattack, record: Record) -> Reattack:
     """The same attacks beside a newer record of the same weights; see `beside.carry`."""
     return beside.carry(KIND, found, record, counts(record, found.index, found.arrays["robust"]))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
-import time
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,14 @@ import numpy as np
 import torch
 
 from . import autoattack, certification, reattack
+from . import record as records
 from .attack import AttackConfig
 from .certification import OUTCOMES, Certification
 from .data import Split, load
 from .environment import code_version, environment
-from .eps import Eps
 from .errors import BenchError, UsageError
 from .evaluate import evaluate
-from .files import check_writable
+from .files import check_writable, locked, remove
 from .kept import Kept, parts_key
 from .posthoc import certify_with
 from .progress import Progress
@@ -52,6 +56,8 @@ class Again:
         """
         torch.set_num_threads(self.threads)
         device = torch.device(self.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         trained = of_record(record, self.runs_dir, device)
         data = load(record.dataset, data_root=self.data_root, offline=self.offline, device=device)
         if data.info["checksum"] != record.data["data"]["checksum"]:
@@ -59,6 +65,23 @@ class Again:
                 f"{record.dataset}: these images are not those of record {record.short} (checksum differs)"
             )
         return trained, data.test() if record.split == "test" else data.val
+
+    @contextlib.contextmanager
+    def parts(self, record: Record, trained: Trained, split: Split, about: dict[str, Any]) -> Iterator[Kept]:
+        """Where the finished parts of a work on a record lie until it is done; a stopped one goes on from them.
+
+        about: what is done, as JSON. Each work has a folder of its own, which one process at a time may hold.
+
+        Raises:
+            FileError: another process does the very same.
+        """
+        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.runs_dir / record.path.name / "again" / name
+        weights, eps = record.data["weights_sha256"], record.data["cell"]["eps"]
+        key = parts_key(trained.method, weights, split.index, eps, torch.device(self.device))
+        with locked(folder):
+            yield Kept(folder, key | {"work": about})
+        remove(folder)
 
 
 def verify(
@@ -103,46 +126,62 @@ def attack(
 
     Raises:
         Violation: it broke a class D or F32 certificate; the evidence is in the run's folder.
+        BenchError: the same attacks lie there and attacked more, or the record was replaced by one of another net.
     """
     if config.autoattack:
         autoattack.require()
+    named = attacked_with(config, seed)
+    if stronger := reattack.stronger(record, named, examples, certified_too=config.attack_certified):
+        raise BenchError(
+            f"{stronger.path} is kept: the same attacks, and on {stronger.n_certified_attacked} certified examples too;"
+            " leave --skip-certified out, or delete it"
+        )
     check_writable(record.path, "--results")  # now, not after hours of attacks
     trained, split = again.open(record)
     if examples is not None and examples < len(split):
         order = np.random.default_rng(seed_of(seed, "attack", "examples")).permutation(len(split))
         split = split.subset(torch.from_numpy(np.sort(order[:examples])).to(split.labels.device))
-    began = time.monotonic()
-    weights, eps = record.data["weights_sha256"], record.data["cell"]["eps"]
-    folder = again.runs_dir / record.path.name
-    keep = Kept(folder / "again", parts_key(trained.method, weights, split.index, eps, again.device))
-    found = evaluate(
-        trained.method,
-        trained.recipe,
-        trained.net,
-        split,
-        spec=trained.spec,
-        eps=Eps(eps),
-        seed=seed,
-        attacks=config,
-        progress=progress,
-        bundle_dir=folder,
-        radii=False,
-        keep=keep,
-    )
-    index, robust = found.arrays["index"], found.arrays["robust"]
-    if not np.isin(index, record.arrays("index")["index"]).all():
-        raise BenchError(f"the examples attacked are not those of record {record.short}")
-    payload: dict[str, Any] = {
-        "attacked_with": attacked_with(config, seed),
-        "attacks": found.summary["attacks"],
-        "counts": reattack.counts(record, index, robust),
-        "seconds": round(time.monotonic() - began, 3),
-        "notes": found.summary["notes"],
-        **_circumstances(again),
-    }
-    written = reattack.write(record, payload, {"index": index, "robust": robust})
-    keep.clear()
-    return written
+    about = {"attack": dataclasses.asdict(config), "seed": seed, "examples": len(split)}
+    with again.parts(record, trained, split, about) as keep:
+        found = evaluate(
+            trained.method,
+            trained.recipe,
+            trained.net,
+            split,
+            spec=trained.spec,
+            eps=record.eps,
+            seed=seed,
+            attacks=config,
+            progress=progress,
+            bundle_dir=again.runs_dir / record.path.name,
+            radii=False,
+            keep=keep,
+        )
+        index, robust = found.arrays["index"], found.arrays["robust"]
+        record = _now(record)
+        if not np.isin(index, record.arrays("index")["index"]).all():
+            raise BenchError(f"the examples attacked are not those of record {record.short}")
+        payload: dict[str, Any] = {
+            "attacked_with": named,
+            "attacks": found.summary["attacks"],
+            "counts": reattack.counts(record, index, robust),
+            "seconds": round(keep.elapsed, 3),
+            "notes": found.summary["notes"],
+            **_circumstances(again),
+        }
+        return reattack.write(record, payload, {"index": index, "robust": robust})
+
+
+def _now(record: Record) -> Record:
+    """The record as it lies there after hours of work: the same net may have been evaluated again meanwhile.
+
+    Raises:
+        BenchError: it is gone, or of another net.
+    """
+    found = records.read(record.path)
+    if found.data["weights_sha256"] != record.data["weights_sha256"]:
+        raise BenchError(f"record {record.short} was replaced meanwhile by one of another net; repeat this on that one")
+    return found
 
 
 def attacked_with(config: AttackConfig, seed: int) -> dict[str, Any]:
@@ -188,36 +227,39 @@ def certify(record: Record, again: Again, options: CertifyOptions, *, progress: 
     trained, split = again.open(record)
     count = options.n or record.n
     part = split.subset(torch.arange(count, device=split.labels.device))
-    found = certify_with(
-        trained.net,
-        part,
-        options.certifier,
-        eps=record.eps,
-        levels=trained.spec.levels,
-        method=trained.method,
-        recipe=trained.recipe,
-        engine=options.engine,
-        iterations=options.iterations,
-        limit_s=options.limit_s,
-        example_limit_s=options.example_limit_s,
-        progress=progress,
-    )
-    index = part.index.cpu().numpy().astype(np.int32)
-    outcome, notes = _against_record(record, index, found.outcome)
-    told = found.summary
-    details = {k: told[k] for k in ("bound_dtype", "conv_mode", "iterations") if k in told}
-    shown = {k: told[k] for k in ("certifier", "certificate", "cls", "engine")}
-    payload: dict[str, Any] = {
-        "certified_with": {**shown, **details},
-        "counts": {name: int((outcome == code).sum()) for code, name in enumerate(OUTCOMES)},
-        "n_borderline": told["n_borderline"],
-        "limits": {"all_s": options.limit_s, "example_s": options.example_limit_s},
-        "seconds": told["seconds"],
-        "notes": [*told["notes"], *notes],
-        **_circumstances(again),
-    }
-    arrays = {"index": index, "outcome": outcome, "bound": found.lower, "seconds": found.seconds}
-    return certification.write(record, payload, arrays)
+    with again.parts(record, trained, part, {"certify": dataclasses.asdict(options), "examples": count}) as keep:
+        found = certify_with(
+            trained.net,
+            part,
+            options.certifier,
+            eps=record.eps,
+            levels=trained.spec.levels,
+            method=trained.method,
+            recipe=trained.recipe,
+            engine=options.engine,
+            iterations=options.iterations,
+            limit_s=options.limit_s,
+            example_limit_s=options.example_limit_s,
+            progress=progress,
+            keep=keep,
+        )
+        record = _now(record)
+        index = part.index.cpu().numpy().astype(np.int32)
+        outcome, notes = _against_record(record, index, found.outcome)
+        told = found.summary
+        details = {k: told[k] for k in ("bound_dtype", "conv_mode", "iterations") if k in told}
+        shown = {k: told[k] for k in ("certifier", "certificate", "cls", "engine")}
+        payload: dict[str, Any] = {
+            "certified_with": {**shown, **details},
+            "counts": {name: int((outcome == code).sum()) for code, name in enumerate(OUTCOMES)},
+            "n_borderline": told["n_borderline"],
+            "limits": {"all_s": options.limit_s, "example_s": options.example_limit_s},
+            "seconds": told["seconds"],
+            "notes": [*told["notes"], *notes],
+            **_circumstances(again),
+        }
+        arrays = {"index": index, "outcome": outcome, "bound": found.lower, "seconds": found.seconds}
+        return certification.write(record, payload, arrays)
 
 
 def _against_record(record: Record, index: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, list[str]]:

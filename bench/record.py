@@ -175,12 +175,18 @@ class Record:
 
     @property
     def device(self) -> str:
-        return str(self.data["environment"]["device"])
+        """What trained it and timed its costs; all of them where a run went on elsewhere."""
+        return self.machine[0]
 
     @property
     def machine(self) -> tuple[str, int]:
-        """Device and threads: only times of one machine may be compared."""
-        return self.device, int(self.data["environment"]["threads"])
+        """Device and threads: only times of one machine may be compared, and those of a run on several with none."""
+        last = self.data["environment"]
+        ran = [*self.data["training"].get("machines", []), last, self.data["cost"].get("machine", last)]
+        names = list(dict.fromkeys(str(one["device"]) for one in ran))
+        counts = sorted({int(one["threads"]) for one in ran})
+        also = f" (also {counts[0]} thread{'s' * (counts[0] > 1)})" if len(counts) > 1 else ""
+        return " + ".join(names) + also, counts[-1]
 
     @property
     def is_subset(self) -> bool:

@@ -18,6 +18,7 @@ from .eps import Eps
 
 _SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
 _ABSOLUTE = re.compile(r"(?:^|[\s\"'=(,;])(?:/[\w.-]+/[\w.-]|[A-Za-z]:\\|~/|file:/)")
+_AUTHORED = ("cell", "method", "recipe", "certified_with", "attacked_with", "trained_with")
 _COMMON_NAMES = {"localhost", "ubuntu", "debian", "fedora", "runner", "admin", "docker", "jovyan", "builder"}
 
 
@@ -122,17 +123,23 @@ def plain(value: Any, where: str = "record") -> Any:
 
 
 def private(data: Mapping[str, Any]) -> str | None:
-    """Where a record names a folder, host or user of the machine it was made on, or None."""
-    cell = data["cell"]
-    own_words = {cell["method"], cell["dataset"], cell["preset"]}
-    names = {_user(), socket.gethostname(), socket.gethostname().partition(".")[0]} - own_words - _COMMON_NAMES
+    """Where a record names a folder, host or user of the machine it was made on, or None.
+
+    Names are not looked for in keys, nor in what the method's and the recipe's authors wrote: there a user called
+    `kernels`, or the author of a cited repository, is no secret.
+    """
+    names = {_user(), socket.gethostname(), socket.gethostname().partition(".")[0]} - _COMMON_NAMES
     words = [re.escape(n) for n in sorted(names) if len(n) >= 5]  # shorter names are too often ordinary words
     named = re.compile(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", re.IGNORECASE) if words else None
     for where, text in _strings(data, ""):
         if found := _ABSOLUTE.search(text):
             return f"{where} holds an absolute path ({found.group().strip()}); a record names no folder of a machine"
-        if named and where != "environment.device" and named.search(text):
-            return f"{where} holds the name of this host or user; a record names neither"
+        shown = where.endswith("device") or where.endswith("(key)") or where.partition(".")[0] in _AUTHORED
+        if named and not shown and (found := named.search(text)):
+            return (
+                f'{where} holds "{found.group()}", the name of this host or user, and a record names neither; what was '
+                "computed is kept: take it out there, or, if it is just a word, run again with LOGNAME=someone"
+            )
     return None
 
 

@@ -11,7 +11,6 @@ import datetime
 import functools
 import io
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from .attack import AttackConfig
 from .cell import Cell, Planned
 from .cost import measure_cost
 from .data import Dataset, Split, load
-from .environment import code_version, environment, training_code
+from .environment import code_version, environment, machine, training_code
 from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
@@ -89,6 +88,7 @@ def finished(cell: Cell, results: Path, runs_dir: Path, *, autoattack: bool = Fa
         return None
     try:
         found = records.read(folder)
+        found.arrays("index")
     except records.RecordError:
         return None  # `bench report` and `bench list runs` show it in red; running again replaces it
     return found if not autoattack or _has_autoattack(found.data["evaluation"]) else None
@@ -134,15 +134,17 @@ class _Run:
 
     def execute(self) -> Record:
         torch.set_num_threads(self.options.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # libraries that name no device mean this one
         check_writable(Path(self.options.results), "--results")
-        if self.options.fresh:
-            _clear(self.folder)
         data = load(
             self.cell.dataset,
             data_root=Path(self.options.data_root) if self.options.data_root else None,
             offline=self.options.offline,
             device=self.device,
         )
+        if self.options.fresh:  # not before it is known that the run can begin
+            _clear(self.folder)
         self.spec = data.spec.cropped(self.recipe.crop)
         self.store = StateStore(
             self.folder,
@@ -229,10 +231,9 @@ class _Run:
             return kept
         if self.should_stop():
             raise Interrupted(f"stopped before the evaluation; {RESUMED_ADVICE}")
-        began = time.monotonic()
         split = data.test() if self.cell.split == "test" else data.val
         watched = StoppingProgress(self.progress, self.should_stop)
-        keep = Kept(self.folder, parts_key(self.method, weights, split.index, self.cell.eps, self.options.device))
+        keep = Kept(self.folder, parts_key(self.method, weights, split.index, self.cell.eps, self.device))
         found = evaluate(
             self.method,
             self.recipe,
@@ -253,8 +254,9 @@ class _Run:
             "switches": found.switches,
             "cost": cost,
             "code": code_version(),
-            "wall_s": time.monotonic() - began,
+            "wall_s": keep.elapsed,
         }
+        remove(self.folder / EVALUATION)  # a crash between the two files leaves none, not a mixture
         write_atomic(self.folder / ARRAYS, _npz(found.arrays))
         write_atomic(self.folder / EVALUATION, (json.dumps(kept, indent=1) + "\n").encode())
         keep.clear()
@@ -321,6 +323,7 @@ def _cost(trained: Trained, found: Evaluation, split: Split, eps: Eps) -> dict[s
         "s_per_epoch": trained.summary["s_per_epoch"],
         "attack_s": sum(line.get("seconds") or 0.0 for line in found.summary["attacks"]),
         "peak_memory_bytes": max((p for p in peaks if p is not None), default=None),
+        "machine": machine(split.labels.device),  # of the evaluation and its times
     }
 
 

@@ -33,7 +33,7 @@ def in_training_thread(device: torch.device, work: Callable[[], T]) -> T:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=body, name="train")
+    thread = threading.Thread(target=body, name="train", daemon=True)  # an interrupted wait ends the process
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.5)  # in slices, so that signal handlers run in this, the main, thread
@@ -57,15 +57,14 @@ def make_step(recipe: Any, method: Method, *, iteration: int, per_epoch: int, ep
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's lr becomes its initial one times `factor`; returns the first group's."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's lr becomes its initial one times `factor`."""
     for group in optimizer.param_groups:
         value = group.setdefault("initial_lr", group["lr"]) * factor
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(value)
         else:
             group["lr"] = value
-    return float(optimizer.param_groups[0]["initial_lr"]) * factor
 
 
 def seed_everything(*parts: int | str) -> None:
@@ -100,5 +99,14 @@ class Sums:
                 self.floats[name] = self.floats.get(name, 0.0) + float(value) * rows
 
     def means(self) -> dict[str, float]:
-        found = {name: float(value) for name, value in self.tensors.items()} | self.floats
-        return {name: value / max(self.rows, 1) for name, value in found.items()}
+        return self.since(Sums())
+
+    def since(self, before: Sums) -> dict[str, float]:
+        """Means over what was added after `before` was copied from here; waits for the device."""
+        rows = max(self.rows - before.rows, 1)
+        found = {name: float(value) - float(before.tensors.get(name, 0.0)) for name, value in self.tensors.items()}
+        found |= {name: value - before.floats.get(name, 0.0) for name, value in self.floats.items()}
+        return {name: value / rows for name, value in found.items()}
+
+    def copy(self) -> Sums:
+        return Sums(self.rows, dict(self.tensors), dict(self.floats))

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .recipe import PRESETS
 from .report.toml import loads
 
 ALL = "all"
-PRESETS = ("paper", "short", "hour", "quick")
 SELECTORS = ("method", "dataset", "eps", "preset", "seed", "set")
 
 

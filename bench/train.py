@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .contract import DataSpec, Method, Step
 from .data.batches import augment, batch_order, center_crop
 from .data.dataset import Split, to_pixels
+from .environment import machine
 from .eps import Eps
 from .errors import BenchError, Interrupted, NumericalError
 from .memory import peak_memory_bytes
@@ -61,7 +62,7 @@ def train(
 
     Returns:
         The training summary of the record: epochs, iterations, train_s, s_per_epoch, history, peak_memory_bytes,
-        resumes.
+        resumes, machines.
 
     Raises:
         Interrupted: stopped; the state is saved.
@@ -96,10 +97,13 @@ class Loop:
         self.per_epoch = math.ceil(len(split) / recipe.batch_size)
         self.iterations = recipe.epochs * self.per_epoch
         self.iteration = 0
-        self.sums, self.recent = Sums(), Sums()
+        self.sums = Sums()  # of this epoch
+        self.read_sums = Sums()  # the same, when the bar was last drawn
         self.history: list[dict[str, Any]] = []
         self.train_s = self.epoch_s = 0.0
         self.resumes = 0
+        self.machines = [machine(self.device)]  # every one that trained, in order
+        self.step: Step | None = None  # the last one taken by this process
         self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         self.shown: dict[str, float] = {}  # what schedule() returned last
         self.order: tuple[int, Tensor] | None = None  # (epoch, permutation)
@@ -174,7 +178,6 @@ class Loop:
             bad = torch.where(torch.isfinite(loss.detach()), self.first_bad, torch.minimum(self.first_bad, here))
             self.first_bad = bad.reshape(())
         self.sums.add(scalars, rows)
-        self.recent.add(scalars, rows)
         self.step = step
 
     def _after_step(self) -> None:
@@ -192,9 +195,10 @@ class Loop:
         self._check_weights(buffers_only=self.device.type == "cpu")  # there a bad weight shows in the next loss
         if self.device.type == "cpu" and now - self.read_at < 0.1:
             return
+        assert self.step is not None
         self.read_at = now
-        means = self.recent.means()
-        self.recent = Sums()
+        means = self.sums.since(self.read_sums)
+        self.read_sums = self.sums.copy()
         values: dict[str, Any] = {"epoch": f"{self.iteration / self.per_epoch:.1f}/{self.recipe.epochs}"}
         values |= {name: means[name] for name in ("loss", "acc") if name in means}
         self.progress.update(self.iteration, **values, **self.shown, eps=self.step.eps_now)
@@ -202,7 +206,7 @@ class Loop:
     def _end_epoch(self) -> None:
         self._check_finite()
         self._tick()
-        assert self.optimizer is None or self.optimizer.param_groups
+        assert self.step is not None
         means = self.sums.means()
         row: dict[str, Any] = {"epoch": self.step.epoch, **means, **self.shown, "eps": self.step.eps_now}
         if self.optimizer is not None:
@@ -211,7 +215,7 @@ class Loop:
             row["train_acc"] = 100.0 * row.pop("acc")
         row["s"] = self.epoch_s
         self.history.append({name: _number(value) for name, value in row.items()})
-        self.sums, self.epoch_s = Sums(), 0.0
+        self.sums, self.read_sums, self.epoch_s = Sums(), Sums(), 0.0
 
     def _tick(self) -> None:
         """Add the time since the last tick to the totals; on a GPU after everything queued is done."""
@@ -232,6 +236,7 @@ class Loop:
             "history": self.history,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "resumes": self.resumes,
+            "machines": self.machines,
         }
 
     # --- batches ------------------------------------------------------------------------------------------------------
@@ -280,6 +285,7 @@ class Loop:
             "train_s": self.train_s,
             "epoch_s": self.epoch_s,
             "resumes": self.resumes,
+            "machines": self.machines,
             "threads": torch.get_num_threads(),
             "device": self.device.type,
         }
@@ -297,18 +303,21 @@ class Loop:
         sums = state.meta["sums"]
         tensors = {name: value.to(self.device) for name, value in _under(state, "sum/").items()}
         self.sums = Sums(sums["rows"], tensors, {k: float(v) for k, v in sums["floats"].items()})
+        self.read_sums = self.sums.copy()
         self.iteration = state.meta["iteration"]
         self.history = state.meta["history"]
         self.train_s, self.epoch_s = state.meta["train_s"], state.meta["epoch_s"]
         self.resumes = state.meta["resumes"] + 1
+        before = state.meta.get("machines", [])
+        self.machines = [*before, *(one for one in self.machines if one not in before)]
         self.progress.note(f"continuing after step {self.iteration} of {self.iterations}")
-        for what, before, now in (
+        for what, then, now in (
             ("threads", state.meta["threads"], torch.get_num_threads()),
             ("device", state.meta["device"], self.device.type),
         ):
-            if before != now:
+            if then != now:
                 self.progress.note(
-                    f"{what} were {before} and are {now}: the result is as good, but not bit for bit the same"
+                    f"{what} were {then} and are {now}: the result is as good, but not bit for bit the same"
                 )
 
     # --- guards -------------------------------------------------------------------------------------------------------
@@ -332,10 +341,12 @@ class Loop:
         )
         where = f", first in the gradient of {layer}" if layer else ""
         schedule = "".join(f", {name} = {value:g}" for name, value in self.shown.items())
+        epoch = f"epoch {self.step.epoch}" if self.step else "after the last epoch"
+        eps = f", eps = {self.step.eps_now:.4g}" if self.step else ""
         kept = "the last good state is kept" if self.store is not None else "no state was kept"
         lr = f", lr = {float(self.optimizer.param_groups[0]['lr']):.3g}" if self.optimizer is not None else ""
         return (
-            f"{what}{where} (epoch {self.step.epoch}{schedule}, eps = {self.step.eps_now:.4g}{lr}); "
+            f"{what}{where} ({epoch}{schedule}{eps}{lr}); "
             f"{kept}; a smaller lr is the usual mend: --set lr=..."
         )
 

@@ -57,7 +57,10 @@ def restore(
         raise StateError(
             f"{folder} holds no trained weights; name its folder with --runs-dir, or train it again with --results DIR"
         )
-    state = load_tensors(path)
+    try:
+        state = load_tensors(path)
+    except StateError as error:
+        raise StateError(f"{error}; `bench run ... --fresh` trains it again") from error
     if check is not None:
         check(path, state.meta)
     net = method.build(spec, recipe).to(device)
@@ -73,14 +76,13 @@ def of_record(record: Record, runs_dir: Path, device: torch.device) -> Trained:
         StateError: the folder is gone or holds other weights.
         BenchError: the method's recipe is no longer what the record was made with.
     """
-    planned = reopen(record.data["cell"])
+    try:
+        planned = reopen(record.data["cell"])
+    except ValueError as error:  # a field is gone, or takes other values now
+        raise BenchError(f"record {record.short}: {error}; {_mend(record)}") from None
     recipe = planned.recipe
     if planned.cell.recipe_hash != record.data["recipe"]["hash"]:
-        raise BenchError(
-            f"record {record.short}: the recipe of {record.method} has changed since; check out "
-            f"{([record.data['code'], *record.trained_by][-1]['commit'] or 'the version it was made with')[:12]}, "
-            "or repeat the run"
-        )
+        raise BenchError(f"record {record.short}: the recipe of {record.method} has changed since; {_mend(record)}")
     spec = data_spec(record.dataset).cropped(recipe.crop)
     classes = (record.data["data"]["subset"] or {}).get("classes", spec.classes)
     spec = dataclasses.replace(spec, classes=classes)
@@ -88,3 +90,8 @@ def of_record(record: Record, runs_dir: Path, device: torch.device) -> Trained:
     if weights_sha256(trained.net) != record.data["weights_sha256"]:
         raise StateError(f"the weights in {runs_dir / record.path.name} are not those of record {record.short}")
     return trained
+
+
+def _mend(record: Record) -> str:
+    commit = [record.data["code"], *record.trained_by][-1]["commit"] or "the version it was made with"
+    return f"check out {commit[:12]}, or repeat the run"

@@ -17,10 +17,10 @@ REPORTS = "reports"  # where the committed tables and figures go
 @click.command("list")
 @click.argument("what", type=click.Choice(["methods", "datasets", "recipes", "runs"]))
 @click.option(
-    "--method", "-m", "methods", multiple=True, metavar="NAME", help="Recipes of this method only; repeatable."
+    "--method", "-m", "methods", multiple=True, metavar="NAME", help="Recipes or runs of this one only; repeatable."
 )
-@click.option("--dataset", "-d", "datasets", multiple=True, metavar="NAME", help="Recipes for this data set only.")
-@click.option("--preset", "presets", multiple=True, metavar="PRESET", help="Recipes of this preset only.")
+@click.option("--dataset", "-d", "datasets", multiple=True, metavar="NAME", help="The same for data sets.")
+@click.option("--preset", "presets", multiple=True, metavar="PRESET", help="The same for presets.")
 @results_option
 @data_option
 @json_option
@@ -36,10 +36,13 @@ def list_(
 ) -> None:
     """What there is: methods, datasets, recipes or runs."""
     from .. import listing
+    from ..errors import UsageError
     from ..text import columns
 
     problems: list[str] = []
     check_names(datasets)
+    if what in ("methods", "datasets") and (methods or datasets or presets):
+        raise UsageError(f"-m, -d and --preset choose recipes or runs; `bench list {what}` shows all")
     if what == "methods":
         rows = listing.methods()
         problems = listing.broken_lines(rows)
@@ -51,7 +54,8 @@ def list_(
             _check_presets(listing.recipes(methods, datasets), presets)
     else:
         _check_there(results)
-        rows, problems = listing.runs(Path(results))
+        _check_selected(methods, presets)
+        rows, problems = listing.runs(Path(results), methods, datasets, presets)
     if as_json:
         print_json(rows)
     else:
@@ -99,6 +103,18 @@ def _check_presets(recipes: Iterable[dict[str, Any]], presets: tuple[str, ...]) 
     known = dict.fromkeys(row["preset"] for row in recipes)
     if known and not known.keys() & set(presets):
         raise UsageError(f"--preset {', '.join(presets)}: no such recipe here; there are {', '.join(known)}")
+
+
+def _check_selected(methods: tuple[str, ...], presets: tuple[str, ...]) -> None:
+    """A mistyped name is a mistake and not an empty list; a method without runs is one."""
+    from .. import registry
+    from ..errors import UsageError
+    from ..recipe import PRESETS
+
+    for option, wanted, known in (("-m", methods, registry.names()), ("--preset", presets, PRESETS)):
+        for name in wanted:
+            if name not in known:
+                raise UsageError(f"{option} {name}: there is none of that name; there are {', '.join(known)}")
 
 
 def _check_there(results: str) -> None:

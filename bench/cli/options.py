@@ -86,7 +86,11 @@ results_option = click.option(
 runs_option = click.option(
     "--runs-dir", metavar="DIR", help="Folder of states and weights (default: runs in $BENCH_HOME, ~/.cache/certbench)."
 )
-threads_option = click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads per worker.")
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 4096),
+    help="CPU threads per worker [default: an equal share of the cores; 4 in a Slurm job].",
+)
 
 
 def finished_run_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -46,15 +46,14 @@ def verify(
 ) -> None:
     """Does a record hold together, and does its net still do what it says?"""
     from .. import verify as verifying
-    from ..errors import BenchError
 
     chosen, damaged = _chosen(results, runs, every=every)
     report = [_told(p.path.parent.name, "", [_cannot(p.reason)], as_json) for p in damaged]
     for one in chosen:
         try:
             found = verifying.verify_record(one) if level == 0 else _verified(one, level, examples, points, where)
-        except BenchError as error:  # its weights are gone, say: the records after it are looked at all the same
-            found = [_cannot(str(error), NOT_REPLAYED)]
+        except Exception as error:  # its weights are gone, say: the records after it are looked at all the same
+            found = [_cannot(_line(error), NOT_REPLAYED)]
         report.append(_told(one.path.name, one.short, found, as_json))
     if as_json:
         print_json(report)
@@ -78,6 +77,13 @@ def _chosen(results: str, runs: tuple[str, ...], *, every: bool) -> tuple[list[R
     if not chosen and not damaged:
         raise UsageError(f"no records in {results}; choose another folder with --results")
     return chosen, damaged
+
+
+def _line(error: Exception) -> str:
+    """In one line; ours are made so."""
+    from ..errors import BenchError, one_line
+
+    return str(error) if isinstance(error, BenchError) else one_line(error)
 
 
 def _cannot(reason: str, check: str = "read") -> Any:
@@ -161,7 +167,6 @@ def attack(
     from .. import reattack, recheck
     from ..attack import AttackConfig
     from ..autoattack import require
-    from ..errors import BenchError
     from ..progress import Progress
 
     if autoattack:
@@ -186,10 +191,10 @@ def attack(
         progress = Progress(label=label)
         try:
             told = done or recheck.attack(record, again, config, seed=seed, progress=progress, examples=examples)
-        except BenchError as error:
+        except Exception as error:
             if not label:
                 raise
-            failed.append(f"{record.path.name}: {error}")
+            failed.append(f"{record.path.name}: {_line(error)}")
             continue
         finally:
             progress.close()
@@ -238,7 +243,9 @@ def _show_attack(told: Reattack, label: str, *, in_full: bool) -> None:
 @click.option("--n", type=click.IntRange(1), metavar="N", help="Only the first N examples of the split [default: all].")
 @click.option("--iterations", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Of alpha_crown.")
 @click.option("--time-limit", metavar="25m", help="For the whole split; what is not reached counts as timeout.")
-@click.option("--example-limit", metavar="30s", help="For one example; a slower one counts as timeout.")
+@click.option(
+    "--example-limit", metavar="30s", help="For one example (its share of a call); a slower one counts as timeout."
+)
 @finished_run_options
 def certify(
     name: str,

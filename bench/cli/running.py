@@ -67,7 +67,9 @@ DEFAULT_METHOD = "linf_dist"  # the suite's own; a newcomer's first command need
 @click.option("--time-limit", metavar="25m", help="Per cell; when it is reached the state is saved (exit code 4).")
 @click.option("--fresh", is_flag=True, help="Start over, whatever is there.")
 @offline_option
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Cells at a time [default: one per GPU, or one].")
+@click.option(
+    "--jobs", type=click.IntRange(1, 1024), help="Cells (--executor: jobs) at a time [default: one per GPU, or one]."
+)
 @threads_option
 @click.option("--study", metavar="FILE", help="The cells of a study file (TOML) instead of selectors.")
 @click.option("--shard", metavar="I/N", help="Only every N-th cell of the plan, from the I-th on.")

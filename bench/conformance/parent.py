@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import registry
+from ..environment import child_environment
 from ..errors import BenchError, UsageError
-from ..probe import end_group, how_it_ended, python_path
+from ..probe import end_group, how_it_ended
 from .outcome import TITLES, Outcome, failed, lines
 
 LIMIT_S = 120.0
@@ -126,7 +127,7 @@ def _talk(name: str, files: Sequence[Path], conversation: _Conversation) -> str 
         stdin=subprocess.DEVNULL,
         stdout=2,
         pass_fds=(write_end,),
-        env=python_path(),
+        env=child_environment(),
         start_new_session=True,
     )
     os.close(write_end)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import threat
+from ..certify import LONGEST, eps_at
 from ..contract import Bound, margin
 from ..eps import Eps
 from .subject import Breach, NotApplicable, Subject
@@ -31,7 +32,6 @@ SOUND = {"D": 0.0, "F32": 0.0, "R": 1e-4}
 TIGHT = {"D": 0.0, "F32": 2e-2, "R": 1e-3}
 # How much a bound may move with the batch it comes in, or rise with eps.
 STEADY = {"D": 0.0, "F32": 1e-5, "R": 1e-4}
-_LONGEST = 999_999  # largest denominator that Eps takes
 
 
 def sound(subject: Subject) -> str:
@@ -189,12 +189,7 @@ def _steady(subject: Subject, x: Tensor, y: Tensor, scale: float) -> None:
 
 
 def _times(eps: Eps, factor: Fraction) -> Eps:
-    return _as_eps(min(Fraction(1), eps.fraction * factor))
-
-
-def _as_eps(value: Fraction) -> Eps:
-    short = value.limit_denominator(_LONGEST)
-    return Eps(f"{short.numerator}/{short.denominator}")
+    return eps_at(min(Fraction(1), eps.fraction * factor))
 
 
 # --- radius -----------------------------------------------------------------------------------------------------------
@@ -227,17 +222,17 @@ def radius_agrees(subject: Subject) -> str:
 
 @torch.no_grad()
 def _one_radius(subject: Subject, x: Tensor, y: Tensor, radius: float, scale: float, where: str) -> None:
-    ticks = int(Fraction(radius) * _LONGEST)  # of 1 / _LONGEST, rounded down
+    ticks = int(Fraction(radius) * LONGEST)  # of 1 / LONGEST, rounded down
     if ticks:
-        inside = Eps(f"{ticks}/{_LONGEST}")
+        inside = Eps(f"{ticks}/{LONGEST}")
         if not any(float(b.lower) > -SOUND[b.cls] * scale for b in bounds(subject, x, y, inside)):
             raise Breach(f"radius() gives {radius:.9g}, but no bound certifies at {inside} ({where})")
         for what, values in _probes(subject, x, y, inside, 25):
             if float(values) <= 0:
                 raise Breach(f"unsound: within the radius {radius:.9g} the prediction flips {what} ({where})")
-    outside = int(radius * 1.02 * _LONGEST) + 20
-    if outside < _LONGEST and bool(margin(subject.net(x), y) > 0):
-        beyond = Eps(f"{outside}/{_LONGEST}")
+    outside = int(radius * 1.02 * LONGEST) + 20
+    if outside < LONGEST and bool(margin(subject.net(x), y) > 0):
+        beyond = Eps(f"{outside}/{LONGEST}")
         headline = subject.method.margin_bound(subject.net, x, y, beyond)
         if float(headline.lower) > TIGHT[headline.cls] * scale:
             raise Breach(f"radius() gives {radius:.9g}, but {headline.certificate} certifies at {beyond} ({where})")

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -224,6 +225,18 @@ def run(folder: Path, name: str, code: str, limit_s: float = 60.0) -> list[Outco
     path = folder / f"{name}.py"
     path.write_text(with_vice(code).replace('"vice"', f'"{name}"'))
     return run_check(name, plugins=[path], limit_s=limit_s)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks in the current folder first")
+def test_the_code_that_is_checked_is_this_one_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the user's with packages called as ours."""
+    for name in ("bench", "methods"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    assert not failed(run(tmp_path, "elsewhere", ""))
 
 
 @pytest.fixture(autouse=True)

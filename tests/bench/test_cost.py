@@ -38,6 +38,14 @@ def test_times_are_positive(measured):
     assert measured["certify_ms"] > 0
 
 
+def test_a_gpu_is_waited_for_by_its_number(monkeypatch):
+    """Without it another card is waited for, and a time is that of a launch."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    seconds(lambda: None, torch.device("cuda:1"), repeats=3)
+    assert waited == [torch.device("cuda:1")] * 4
+
+
 def test_times_are_milliseconds_per_example(monkeypatch):
     """A batch of 50 that takes 2 s is 40 ms an example."""
     monkeypatch.setattr("bench.cost.seconds", lambda work, device, repeats: 2.0)

@@ -94,15 +94,34 @@ def test_fresh_is_done_once_and_not_by_every_job_that_is_queued_again(tmp_path, 
     fresh = replace(task, options=replace(task.options, fresh=True))
     given = []
 
-    def submit(self, folder, batches, threads, device):
+    def submit(self, engine, batches, threads, device):
         given.extend(t for batch in batches for t in batch)
         raise UsageError("no engine here")
 
+    monkeypatch.setattr(Executor, "_engine", lambda *_: None)
     monkeypatch.setattr(Executor, "_submit", submit)
     with pytest.raises(UsageError):
         run(Executor("slurm"), [fresh])
     assert [t.options.fresh for t in given] == [False]
     assert not (folder / "weights.safetensors").exists() and (folder / "restarted").exists()
+
+
+def test_fresh_destroys_nothing_where_there_is_no_engine(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    (task,) = tasks_in(tmp_path, {"good": {"epochs": "1"}})
+    weights = Path(task.options.runs_dir) / task.cell.folder / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"of an earlier run")
+    with pytest.raises(UsageError, match="pip install submitit"):
+        run(Executor("slurm"), [replace(task, options=replace(task.options, fresh=True))])
+    assert weights.exists() and not weights.with_name("restarted").exists()
+
+
+def test_jobs_of_this_machine_are_no_more_than_asked_for_and_those_of_a_cluster_queue():
+    local, slurm = Executor("local", at_once=2), Executor("slurm", at_once=2)
+    assert (local._cells_per_job(7), local.jobs_at_once(7)) == (4, 2)
+    assert (slurm._cells_per_job(7), slurm.jobs_at_once(7)) == (1, 2)
+    assert Executor("local").jobs_at_once(7) == 7 and Executor("local", cells_per_job=3).jobs_at_once(7) == 3
 
 
 def test_a_job_that_is_cut_short_saves_is_queued_again_and_goes_on(tmp_path, monkeypatch):
@@ -112,7 +131,8 @@ def test_a_job_that_is_cut_short_saves_is_queued_again_and_goes_on(tmp_path, mon
     changes = {"epochs": "3", "batch_size": "64", "sleep_s": "0.1"}  # 24 steps
     (task,) = tasks_in(tmp_path, {"good": changes})
     task = replace(task, options=replace(task.options, save_every_s=3600.0))
-    (job,) = Executor("local")._submit(tmp_path / "jobs", [[task]], 1, "cpu")
+    local = Executor("local")
+    (job,) = local._submit(local._engine(tmp_path / "jobs", [task], 1, 1), [[task]], 1, "cpu")
     output = Path(task.options.runs_dir) / task.cell.folder / "stdout"
     wait_until(lambda: output.exists() and "at work" in output.read_text(), "a training step")
     os.kill(only_child(int(job.job_id)), signal.SIGUSR2)

@@ -33,7 +33,7 @@ ONLY = {
     "bench.contract": ("bench.eps", "bench.recipe", "bench.arguments", "bench.flops"),  # neither train nor evaluate
     "bench.flops": ("bench.contract",),
     "bench.sources": ("bench.errors",),
-    "bench.probe": (),
+    "bench.probe": ("bench.environment", "bench.errors"),
     "bench.data": ("bench.contract", "bench.threat", "bench.eps", "bench.seeding", "bench.errors"),  # no consumer
     "bench.record": ("bench.record_arrays", "bench.record_check", "bench.eps", "bench.errors", "bench.files"),
     "bench.record_arrays": ("bench.errors", "bench.eps"),

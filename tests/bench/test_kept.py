@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import Eps
+from bench import Eps, cascade, chunks, kept
 from bench.attack import AttackConfig
 from bench.errors import Interrupted
 from bench.evaluate import evaluate
@@ -27,10 +27,10 @@ class Plain:
 
 
 class Watch:
-    """Lists the phases, and stops in the one it is told."""
+    """Lists the phases and how far they got; stops in the one it is told, or at so many reports of an attack."""
 
-    def __init__(self, stop_in=None):
-        self.phases, self.stop_in = [], stop_in
+    def __init__(self, stop_in=None, stop_at=None):
+        self.phases, self.rows, self.stop_in, self.stop_at = [], {}, stop_in, stop_at
 
     def phase(self, name, total):
         self.phases.append(name)
@@ -38,7 +38,10 @@ class Watch:
             raise Interrupted("stopped")
 
     def update(self, done, **values):
-        pass
+        rows = self.rows.setdefault(self.phases[-1], [])
+        rows.append(done)
+        if self.phases[-1].startswith("attack") and len(rows) == self.stop_at:
+            raise Interrupted("stopped")
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,33 @@ def test_a_class_that_an_earlier_process_lost_stays_lost():
     before.refuse("D", "F32", reason="a switch was turned")
     after.take_over(before.as_kept())
     assert after.effective("D") == after.effective("F32") == "R" and after.downgrade == ["a switch was turned"]
+
+
+def test_an_attack_that_was_stopped_in_the_middle_goes_on_there(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(cascade, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(chunks, "CPU_ROWS", 4)
+    whole = judge(case, Kept(None, {}), Watch())
+    folder = tmp_path / "parts"
+    first, second = Watch(stop_at=2), Watch()
+    with pytest.raises(Interrupted):
+        judge(case, Kept(folder, {}), first)
+    assert same(judge(case, Kept(folder, {}), second), whole)
+    assert second.rows[first.phases[-1]][0] == 12  # two batches of four were done before, this is the third
+
+
+def test_the_time_of_earlier_processes_counts(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(kept.time, "monotonic", lambda: now[0])
+    first = Kept(tmp_path, {})
+    now[0] += 5
+    first.save("one", {}, {})
+    now[0] += 1000  # nothing ran
+    second = Kept(tmp_path, {})
+    assert second.elapsed == 0
+    second.load("one")
+    now[0] += 2
+    assert second.elapsed == 7
+    second.save("two", {}, {})
+    third = Kept(tmp_path, {})
+    third.load("one"), third.load("two")
+    assert third.elapsed == 7

@@ -1,5 +1,7 @@
 """Many cells in processes of their own: hostile ones cost their own row, and nothing stays behind."""
 
+import errno
+import io
 import os
 import signal
 import threading
@@ -14,7 +16,7 @@ from bench.cell import plan
 from bench.child import Outcome, Slot, Task
 from bench.launch import exit_code, launch, slots_for
 from bench.options import Options
-from bench.progress import Progress
+from bench.progress import Progress, Unfailing
 
 PLUGIN = Path(__file__).with_name("tiny_method.py")
 LIMIT_S = 5000.0  # of the hanging cell; the clock is put forward when it hangs, however busy the machine is
@@ -140,6 +142,36 @@ def test_a_runs_folder_that_cannot_be_made_is_a_failed_cell(tmp_path):
         tasks_in(tmp_path, {"good": {}}), [Slot("cpu", 1)], progress=lambda label: Progress(quiet=True)
     )
     assert outcomes[0].code == 1 and "--runs-dir" in outcomes[0].message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_ends_no_cell(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        flush = write
+
+    (task,) = tasks_in(tmp_path, {"good": {"epochs": "1"}})
+    log = Path(task.options.runs_dir) / task.cell.folder / "stdout"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    monkeypatch.setenv("TINY_ANNOUNCES", "1")
+    outcomes, _ = launch([task], [Slot("cpu", 1)], progress=lambda label: Progress(Unfailing(Full())))
+    assert [o.code for o in outcomes] == [0]
+
+
+def test_a_fault_of_the_launcher_lets_its_cells_save(tmp_path):
+    (task,) = tasks_in(tmp_path, {"slow": {"epochs": "1000", "sleep_s": "0.05"}})
+    states = Path(task.options.runs_dir) / task.cell.folder
+
+    class Faulty(Progress):
+        def update(self, done, **values):
+            raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        launch([task], [Slot("cpu", 1)], progress=lambda label: Faulty(quiet=True))
+    assert list(states.glob("state-*.safetensors"))  # saved at SIGTERM: a minute had not passed
 
 
 @pytest.mark.parametrize(

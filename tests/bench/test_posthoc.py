@@ -130,6 +130,35 @@ def test_what_the_whole_limit_does_not_reach_is_a_timeout(monkeypatch: pytest.Mo
     assert result.count("unknown") + result.count("timeout") == 6
 
 
+def test_a_call_cut_by_the_whole_limit_is_not_begun_again_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made(count=8)
+    calls = []
+
+    def bound(x: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(y))
+        time.sleep(30)
+        return torch.full((len(y),), -1.0)
+
+    fake(monkeypatch, bound)
+    began = time.monotonic()
+    result = certify_with(net, split, "crown", eps=EPS, limit_s=0.5, batch_size=6)
+    assert time.monotonic() - began < 20
+    assert result.count("timeout") == 6 and calls == [6]
+
+
+def test_a_methods_own_key_error_is_not_taken_for_a_missing_bound() -> None:
+    net, split = made(count=8)
+
+    class Broken:
+        name = "broken"
+
+        def posthoc_bound(self, *_: Any) -> Bound:
+            raise KeyError("a bug of its author")
+
+    with pytest.raises(KeyError, match="a bug of its author"):
+        certify_with(net, split, "crown", eps=EPS, method=Broken())  # type: ignore[arg-type]
+
+
 def test_an_example_too_big_for_the_memory_is_its_own_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     net, split = made(count=8)
     big = split.pixels(slice(None))[2]

@@ -213,12 +213,16 @@ def test_a_bad_field_is_refused_by_name(tmp_path, payload, arrays, where, value,
 def test_the_name_of_the_host_is_refused(tmp_path, payload, arrays, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "node17.cluster.example")
     payload["evaluation"]["notes"] = ["ran on node17"]
-    with pytest.raises(record.RecordError, match=r"evaluation.notes\[0\] holds the name of this host"):
+    with pytest.raises(record.RecordError, match=r'evaluation.notes\[0\] holds "node17", the name of this host'):
         record.write(tmp_path, payload, arrays)
 
 
-def test_a_host_named_like_the_method_does_no_harm(tmp_path, payload, arrays, monkeypatch):
-    monkeypatch.setattr("socket.gethostname", lambda: "linf_dist")
+@pytest.mark.parametrize("name", ["linf_dist", "python", "torch", "kernels", "robust", "device", "someauthor"])
+def test_names_that_are_words_of_a_record_do_no_harm(tmp_path, payload, arrays, monkeypatch, name):
+    """Its keys, and what the authors of a method and its recipes wrote."""
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    monkeypatch.setattr("getpass.getuser", lambda: name)
+    payload["recipe"]["source"] = "github.com/someauthor/code, tuned"
     record.write(tmp_path, payload, arrays)
 
 

@@ -1,5 +1,7 @@
 """One cell from data to record: what it leaves, what it never does twice, what it refuses."""
 
+import errno
+import fcntl
 import hashlib
 import json
 from dataclasses import asdict, replace
@@ -191,6 +193,63 @@ def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path)
     assert not problems and kept.data["record"] == again.id
 
 
+def test_an_evaluation_elsewhere_makes_the_times_those_of_no_single_machine(tmp_path):
+    """Trained on one thread and evaluated on two: its times may be averaged with nobody's."""
+    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
+    weights = tmp_path / "runs" / planned.cell.folder / WEIGHTS
+    with pytest.raises(Interrupted):
+        run(planned, where, should_stop=weights.exists)
+    record = run(planned, replace(where, threads=2))
+    device = record.data["environment"]["device"]
+    assert record.data["training"]["machines"] == [{"device": device, "threads": 1}]
+    assert record.data["cost"]["machine"] == {"device": device, "threads": 2}
+    assert record.machine == (f"{device} (also 1 thread)", 2)
+
+
+def test_a_record_of_one_machine_names_it(done):
+    _, _, record = done
+    assert record.machine == (record.data["environment"]["device"], 1)
+
+
+def test_a_damaged_record_is_made_again_from_what_is_kept(tmp_path, monkeypatch):
+    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
+    record = run(planned, where)
+    (record.path / records.ARRAYS).write_bytes(b"cut off")
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("it trained again"))
+    again = run(planned, where)
+    assert again.check_arrays() is None and again.n_certified == record.n_certified
+
+
+def test_fresh_forgets_nothing_before_the_run_can_begin(done, tmp_path, monkeypatch):
+    planned, where, _ = done
+    weights = Path(where.runs_dir) / planned.cell.folder / WEIGHTS
+    monkeypatch.setattr(running, "load", lambda *a, **k: (_ for _ in ()).throw(BenchError("no such data")))
+    with pytest.raises(BenchError, match="no such data"):
+        run(planned, replace(where, fresh=True))
+    assert weights.exists()
+
+
+def test_damaged_weights_name_their_mend(tmp_path):
+    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
+    record = run(planned, where)
+    (tmp_path / "runs" / planned.cell.folder / WEIGHTS).write_bytes(b"cut off")
+    with pytest.raises(StateError, match="--fresh` trains it again"):
+        of_record(record, tmp_path / "runs", torch.device("cpu"))
+
+
+def test_a_recipe_that_lost_a_field_says_which_code_has_it(done):
+    _, where, record = done
+    data = {**record.data, "cell": {**record.data["cell"], "overrides": {"gone": 1}}}
+    with pytest.raises(BenchError, match=r"no field gone any more; check out ([0-9a-f]{12}|the version)"):
+        of_record(replace(record, data=data), Path(where.runs_dir), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("status", [None, "", " M bench/run.py"])
+def test_a_tree_that_git_cannot_tell_is_not_called_clean(monkeypatch, status):
+    monkeypatch.setattr(environment, "_git", lambda *a: "c" * 40 if a[0] == "rev-parse" else status)
+    assert environment.code_version()["dirty"] is (None if status is None else bool(status))
+
+
 def test_overrides_are_marked(tmp_path):
     record = run(one(changes={"epochs": "1", "lr": "0.01"}), options(tmp_path))
     assert record.data["cell"]["overrides"] == {"epochs": 1, "lr": 0.01}
@@ -229,6 +288,15 @@ def test_a_run_in_use_is_refused(tmp_path):
     planned = one()
     with locked(tmp_path / "runs" / planned.cell.folder), pytest.raises(FileError, match="worked on by process"):
         run(planned, options(tmp_path))
+
+
+def test_a_file_system_without_locks_is_told_from_a_folder_in_use(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FileError, match="No locks available; its file system has no locks"), locked(tmp_path):
+        pass
 
 
 def test_weights_of_another_recipe_are_refused(done, tmp_path):

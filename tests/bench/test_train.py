@@ -249,7 +249,8 @@ def test_lr_follows_the_schedule_in_every_group():
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [a], "lr": 0.5}, {"params": [b], "lr": 0.25}], lr=1.0)
     set_lr(optimizer, 0.5)
-    assert set_lr(optimizer, 0.1) == pytest.approx(0.05)
+    set_lr(optimizer, 0.1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.025])
 
 
@@ -273,6 +274,18 @@ def test_finish_sees_plain_images_in_order(method, data):
 
     run(Finishing(), data, recipe_of(method, epochs=1, batch_size=100, flip=True))
     assert sum(seen) == pytest.approx(data.train_all.pixels(slice(None)).sum().item(), rel=1e-5)
+
+
+def test_a_finish_that_spoils_the_weights_says_so_each_time(method, data, tmp_path):
+    """The second time nothing is left to train: no step has been taken."""
+
+    class Spoiling(type(method)):
+        def finish(self, net, recipe, batches):
+            next(net.parameters()).data.fill_(float("inf"))
+
+    for _ in range(2):
+        with pytest.raises(NumericalError, match="is not finite after step"):
+            run(Spoiling(), data, recipe_of(method, epochs=1), store=StateStore(tmp_path, {}))
 
 
 def test_a_loss_that_is_no_scalar_is_refused(method, data):
