@@ -148,7 +148,7 @@ def best_published(inputs: Inputs, setting: Setting) -> list[Published]:
 
 
 def headline(inputs: Inputs) -> Table:
-    """Per setting the best rows of its leading block, the best of every other preset, the best published number."""
+    """Per setting the best rows of its leading block, the two best of every other preset, the best published number."""
     columns = (
         Column("setting", "Data, eps", numeric=False), METHOD, Column("preset", "Preset", numeric=False), *ACC,
         Column("certificate", "Certificate", numeric=False), Column("train_s", "Train time", "down"),
@@ -159,7 +159,7 @@ def headline(inputs: Inputs) -> Table:
     for setting in sorted(wanted):
         block = lead(inputs, setting)
         others = [b for b in inputs.blocks_of(setting) if b is not block and not b.is_subset]
-        shown = [(b, 0) for b in others]
+        shown = [(b, at) for b in others for at in range(min(2, len(b.pools)))]
         shown += [(block, at) for at in range(min(4, len(block.pools)))] if block else []
         shown.sort(key=lambda one: PRESETS.index(one[0].preset))
         for of, at in shown:
