@@ -28,6 +28,7 @@ DATASET, SPLITS, BATCHES = (f"tests/bench/data/test_{name}.py" for name in ("dat
 AUTOATTACK = "tests/bench/test_autoattack.py"
 STATS, BLOCKS = (f"tests/bench/report/test_{name}.py" for name in ("stats", "blocks"))
 KEPT, REATTACK = "tests/bench/test_kept.py", "tests/bench/test_reattack.py"
+COST, RUN, RECHECK, POSTHOC = (f"tests/bench/test_{name}.py" for name in ("cost", "run", "recheck", "posthoc"))
 DIST, DIST_LAYERS = (f"tests/methods/linf_dist/test_{n}.py" for n in ("certificates", "layers_and_nets"))
 KERNELS = (
     "tests/methods/linf_dist/kernels/test_kernels_api.py"
@@ -718,6 +719,70 @@ MUTANTS = (
         "self.identity = dict(identity)",
         (STATE,),
     ),
+    Mutant(
+        "an-attack-begins-anew-in-the-middle",
+        "bench/cascade.py",
+        "self.chunks.run(rows[done:], work)",
+        "self.chunks.run(rows, work)",
+        (KEPT,),
+    ),
+    Mutant(
+        "time-of-earlier-processes-lost",
+        "bench/kept.py",
+        'self._before = max(self._before, float(meta["elapsed"]))',
+        "pass",
+        (KEPT,),
+    ),
+    Mutant(
+        "attacks-share-their-parts",
+        "bench/recheck.py",
+        "name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]",
+        'name = "parts"',
+        (RECHECK,),
+    ),
+    Mutant(
+        "an-attack-writes-for-the-record-of-before",
+        "bench/recheck.py",
+        "    return found\n\n\ndef attacked_with",
+        "    return record\n\n\ndef attacked_with",
+        (RECHECK,),
+    ),
+    Mutant(
+        "a-weaker-attack-replaces",
+        "bench/recheck.py",
+        "    if stronger := reattack.stronger(record, named, examples, certified_too=config.attack_certified):",
+        "    if stronger := None:",
+        (RECHECK,),
+    ),
+    Mutant(
+        "a-certification-begins-anew",
+        "bench/posthoc.py",
+        "np.flatnonzero((self.margin > 0) & ~self.reached)",
+        "np.flatnonzero(self.margin > 0)",
+        (RECHECK,),
+    ),
+    Mutant(
+        "the-whole-limit-twice",
+        "bench/posthoc.py",
+        "                if until is None or time.monotonic() < until:",
+        "                if True:",
+        (POSTHOC,),
+    ),
+    Mutant(
+        "waiting-for-another-gpu",
+        "bench/cost.py",
+        "partial(torch.cuda.synchronize, device)",
+        "torch.cuda.synchronize",
+        (COST,),
+    ),
+    Mutant(
+        "times-of-another-machine",
+        "bench/record.py",
+        'self.data["cost"].get("machine", last)]',
+        "last]",
+        (RUN,),
+    ),
+    Mutant("damaged-arrays-count-as-finished", "bench/run.py", '        found.arrays("index")\n', "", (RUN,)),
     Mutant(
         "one-seed-speaks-for-all",
         "bench/report/blocks.py",
