@@ -15,7 +15,7 @@ help:
 	@echo "make run        install, train and certify an l_inf-distance net on the embedded digits, write the report"
 	@echo "make test       install, run the default tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the long versions of the tests"
-	@echo "make mutants    seeded faults, each of which a test must notice (a quarter of an hour)"
+	@echo "make mutants    seeded faults, each of which a test must notice (a half an hour)"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       rewrite constraints.txt from a fresh environment"
 	@echo "variables: PYTHON=/path/to/python3  TORCH_INDEX=address of a CPU wheel index  PIPFLAGS='--no-index --find-links DIR'"

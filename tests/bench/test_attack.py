@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench import Eps, margin
+from bench import attack as attacking
 from bench.attack import Attack, AttackConfig, Ball, run, suite, uniform_noise
 from bench.errors import BenchError
 from bench.threat import inner_box
@@ -390,6 +391,38 @@ def test_the_papers_attack_scores_the_last_iterate_only():
     data = S.split(torch.full((4, 1, 2, 3), 128), [0] * 4)
     assert fight(Passing(), data, PGD, Eps("0.5")).broken.all()
     assert not fight(Passing(), data, PAPER, Eps("0.5")).broken.any()
+
+
+def test_the_papers_attack_starts_off_the_image_and_keeps_its_step():
+    """A clipped Gaussian start within half the radius; constant steps of a quarter radius; loss: cross-entropy."""
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach().clone())
+            z = x.flatten(1)[:, :1]
+            return torch.cat([1000 + z, 0 * z, 0 * z], 1)  # never falls; every gradient points down
+
+    data = S.split(torch.full((64, 1, 2, 3), 128), [0] * 64)
+    fight(Watching(), data, PAPER, Eps("0.2"))
+    x = data.pixels(slice(0, None))
+    start = seen[0] - x
+    assert 0 < start.abs().max() <= 0.1 + 1e-6 and 0.02 < start.std() < 0.08
+    guided = [z for z in seen if z.shape == x.shape]
+    first = (guided[1] - guided[0]).flatten(1)[:, 0].abs()
+    second = (guided[2] - guided[1]).flatten(1)[:, 0].abs()
+    assert first.max().item() == pytest.approx(0.05, abs=1e-5) and second.max().item() == pytest.approx(0.05, abs=1e-5)
+
+
+def test_the_papers_attack_follows_the_cross_entropy():
+    """Raising the true logit's two rivals alike lowers the margin as one does; the cross-entropy weighs them."""
+    logits = torch.tensor([[3.0, 1.0, 0.5]], requires_grad=True)
+    y = torch.tensor([0])
+    (ours,) = torch.autograd.grad(attacking._objective(PGD, logits, y), logits)
+    (theirs,) = torch.autograd.grad(attacking._objective(PAPER, logits, y), logits)
+    assert ours.tolist() == [[1.0, -1.0, 0.0]]
+    share = torch.softmax(logits.detach(), 1)
+    assert torch.allclose(theirs, torch.tensor([[1.0, 0.0, 0.0]]) - share, atol=1e-6)
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

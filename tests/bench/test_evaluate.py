@@ -401,6 +401,27 @@ def test_the_first_certificate_is_the_headline(tiny):
     assert second["n_certified"] < first["n_certified"] == result.summary["n_certified"]
 
 
+def test_a_second_certificate_is_held_against_the_attacks_too(tiny):
+    """The headline is honest; the other one claims what a point of the ball refutes."""
+
+    def two(self, net, x, y, eps):
+        return [S.DistMethod.margin_bound(self, net, x, y, eps), Bound(margin(net(x), y), "wishful", "F32")]
+
+    with pytest.raises(Violation, match=r"class F32 certificate \(wishful"):
+        judge(altered(S.DistMethod, margin_bounds=two), *tiny)
+
+
+def test_a_radius_that_contradicts_the_bound_at_eps_is_noted(tiny):
+    def halved(self, net, x, y):
+        return 0.5 * S.DistMethod.radius(self, net, x, y)
+
+    honest, off = judge(S.DistMethod(), *tiny), judge(altered(S.DistMethod, radius=halved), *tiny)
+    said = [note for note in off.summary["notes"] if "disagreed with the bound at eps" in note]
+    assert len(said) == 1 and int(said[0].split("radius of ")[1].split()[0]) > 0
+    assert not any("disagreed" in note for note in honest.summary["notes"])
+    assert off.summary["n_certified"] == honest.summary["n_certified"]
+
+
 def test_class_r_loses_the_example_and_counts_it(tiny):
     result = judge(S.DistMethod("clean R"), *tiny)
     s, a = result.summary, result.arrays

@@ -117,6 +117,33 @@ def test_fresh_destroys_nothing_where_there_is_no_engine(tmp_path, monkeypatch):
     assert weights.exists() and not weights.with_name("restarted").exists()
 
 
+def test_a_job_has_the_time_of_all_its_cells_and_paths_that_hold_elsewhere(tmp_path, monkeypatch):
+    """As submitit is told: minutes for the cells and for starting each; no path depends on where one stands."""
+    told, handed = {}, []
+
+    class Engine:
+        def __init__(self, folder, cluster):
+            pass
+
+        def update_parameters(self, **settings):
+            told.update(settings)
+
+        def map_array(self, job, batches):
+            handed.extend(batches)
+            return []
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Engine))
+    monkeypatch.chdir(tmp_path)
+    tasks = [replace(t, time_limit_s=600.0) for t in tasks_in(Path("."), {"a": {"epochs": "1"}, "b": {"epochs": "2"}})]
+    slurm = Executor("slurm", cells_per_job=2, at_once=3)
+    slurm._submit(slurm._engine(tmp_path, tasks, 2, 8), [tasks], 8, "cpu")
+    assert (told["timeout_min"], told["cpus_per_task"], told["slurm_array_parallelism"]) == (30, 8, 3)
+    (batch,) = handed
+    assert all(Path(p).is_absolute() for t in batch for p in (t.options.results, t.options.runs_dir, *t.plugins))
+    slurm._engine(tmp_path, [tasks[0], replace(tasks[1], time_limit_s=None)], 2, 8)
+    assert told["timeout_min"] == executor.DAY_MIN
+
+
 def test_jobs_of_this_machine_are_no_more_than_asked_for_and_those_of_a_cluster_queue():
     local, slurm = Executor("local", at_once=2), Executor("slurm", at_once=2)
     assert (local._cells_per_job(7), local.jobs_at_once(7)) == (4, 2)

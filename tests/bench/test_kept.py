@@ -14,10 +14,11 @@ from bench.attack import AttackConfig
 from bench.errors import Interrupted
 from bench.evaluate import evaluate
 from bench.exact import EvalState
-from bench.kept import Kept
+from bench.kept import Kept, parts_key
 
 S = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
 SPEC = S.spec()
+CPU = torch.device("cpu")
 ATTACKS = AttackConfig(steps=4, restarts=1, surrogate_steps=3)
 
 
@@ -93,6 +94,22 @@ def test_parts_of_another_net_or_of_other_settings_are_not_used(case, tmp_path):
     assert "certify" not in seeded.phases and any(p.startswith("attack") for p in seeded.phases)
     judge(case, Kept(tmp_path, {"net": 2}), again, seed=1)
     assert again.phases == []
+
+
+def test_parts_depend_on_net_images_radius_code_and_device(monkeypatch):
+    ours = {"method": S.DistMethod(), "weights_sha256": "a", "index": torch.arange(3), "eps": "0.1", "device": CPU}
+    key = parts_key(**ours)
+    assert parts_key(**ours) == key
+    for change in ({"weights_sha256": "b"}, {"index": torch.arange(4)}, {"eps": "0.2"}):
+        assert parts_key(**{**ours, **change}) != key
+    monkeypatch.setattr(kept, "device_name", lambda device: "another card")
+    assert parts_key(**ours) != key
+    monkeypatch.undo()
+    monkeypatch.setattr(kept, "source_sha256", lambda: "changed")
+    assert parts_key(**ours) != key
+    monkeypatch.undo()
+    monkeypatch.setattr(kept, "method_sha256", lambda method: "a plugin's, changed")
+    assert parts_key(**ours) != key
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import runpy
 import time
@@ -90,6 +91,47 @@ def test_a_bound_that_a_point_of_the_ball_contradicts_is_unsound(monkeypatch: py
     fake(monkeypatch, lambda x, y: margin(net(x), y) * 0.999)
     result = certify_with(net, split, "crown", eps=Eps("0.3"))
     assert result.count("unsound") > 0.9 * (N - result.count("misclassified"))
+
+
+def test_a_bound_above_the_margin_of_a_point_is_unsound_though_nothing_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lower bound must lie below every margin in the ball, not only have its sign."""
+    net, split = made()
+    fake(monkeypatch, lambda x, y: margin(net(x), y) * 0.999, "F32")
+    result = certify_with(net, split, "crown", eps=Eps("1/255"))
+    assert result.count("unsound") > 0.9 * (N - result.count("misclassified"))
+
+
+def test_the_probe_goes_down_the_margin_where_random_points_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made()
+    x, y = split.pixels(slice(None)), split.labels
+    *_, last = posthoc._points(net, x, y, Eps("8/255"), 256)
+    steps = len(posthoc.DESCENT)
+    points = list(posthoc._points(net, x, y, Eps("8/255"), 256))
+    assert len(points) == 2 * posthoc.PROBES + steps
+    with torch.no_grad():
+        random = torch.stack([margin(net(z), y) for z in points[:-steps]]).amin(0)
+        assert (margin(net(last), y) <= random + 1e-6).float().mean() > 0.9
+
+
+def test_bounds_of_class_r_within_rounding_of_zero_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made()
+    for bound, cls, expected in ((1e-9, "R", N - N // 4), (1e-9, "F32", 0)):
+        fake(monkeypatch, lambda x, y, bound=bound: torch.full((len(y),), bound), cls)
+        summary = certify_with(net, split, "crown", eps=Eps("0")).summary
+        assert (summary["n_borderline"], summary["cls"]) == (expected, cls)
+
+
+def test_a_late_answer_counts_as_a_timeout_where_no_signal_can_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made(count=8)
+
+    def bound(x: Tensor, y: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return torch.full((len(y),), 1e-9)
+
+    fake(monkeypatch, bound)
+    monkeypatch.setattr(posthoc, "_time_limit", lambda seconds: contextlib.nullcontext())
+    result = certify_with(net, split, "crown", eps=EPS, example_limit_s=0.001, batch_size=1)
+    assert result.count("timeout") == 6 and result.count("certified") == 0
 
 
 def test_rounding_of_a_class_r_bound_is_not_called_unsound(monkeypatch: pytest.MonkeyPatch) -> None:

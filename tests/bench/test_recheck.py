@@ -1,5 +1,6 @@
 """Work on a finished run: two works do not disturb each other, a stopped one goes on, a weaker one replaces nothing."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bench import posthoc, reattack, recheck, registry
 from bench import record as records
 from bench.attack import AttackConfig
 from bench.cell import plan
+from bench.data.dataset import Dataset
 from bench.errors import BenchError
 from bench.files import FileError
 from bench.options import Options
@@ -91,6 +93,67 @@ def test_an_attack_that_leaves_out_more_does_not_replace_one_that_left_out_less(
     with pytest.raises(BenchError, match=r"is kept: .*5 certified examples"):
         recheck.attack(record, again, replace(config, attack_certified=False), seed=1, progress=QUIET)
     recheck.attack(record, again, config, seed=1, progress=QUIET)  # as strong: may be done again
+
+
+def edited(record, *path, value):
+    data = json.loads(json.dumps(record.data))
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return replace(record, data=data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("weights_sha256",), "0" * 64, "are not those of record"),
+        (("recipe", "hash"), "0" * 64, "has changed since"),
+        (("data", "checksum"), "0" * 64, "these images are not those of record"),
+    ],
+)
+def test_a_record_is_looked_at_with_its_own_net_recipe_and_images_only(run_of, path, value, said):
+    record, again = run_of
+    again.open(record)
+    with pytest.raises(BenchError, match=said):
+        again.open(edited(record, *path, value=value))
+
+
+def test_a_validation_record_is_looked_at_on_validation_images(tmp_path, run_of, monkeypatch):
+    (planned,), _ = plan(["tiny"], ["synthetic"], changes={"epochs": "1"}, split="val")
+    record = run(planned, Options(results=str(tmp_path / "val"), runs_dir=str(tmp_path / "runs")))
+    monkeypatch.setattr(Dataset, "test", lambda self: pytest.fail("the test split was opened"))
+    _, split = Again(tmp_path / "runs").open(record)
+    assert sorted(split.index.tolist()) == sorted(record.arrays("index")["index"].tolist())
+
+
+def test_what_is_wrong_in_the_record_counts_as_wrong(run_of):
+    """A margin near 0 may have another sign on another machine; a certificate of it counts nowhere."""
+    record, _ = run_of
+    flags = record.arrays("index", "correct")
+    outcome = np.full(len(flags["index"]), posthoc.OUTCOMES.index("certified"), np.int8)
+    found, notes = recheck._against_record(record, flags["index"], outcome)
+    wrong = ~flags["correct"]
+    assert wrong.any() and (found[wrong] == posthoc.OUTCOMES.index("misclassified")).all()
+    assert f"{int(wrong.sum())} examples are right here and wrong in the record" in notes[0]
+
+
+def test_a_weaker_attack_before_does_not_spare_a_stronger_one(run_of):
+    record, again = run_of
+    weak, strong = AttackConfig(steps=1), AttackConfig(steps=2)
+    recheck.attack(record, again, weak, seed=1, progress=QUIET)
+    for config, seed, there in ((weak, 1, True), (strong, 1, False), (weak, 2, False)):
+        wanted = recheck.attacked_with(config, seed)
+        assert (reattack.as_strong(record, wanted, None, certified_too=False) is not None) == there
+
+
+def test_arrays_beside_a_record_that_were_altered_are_a_problem(run_of):
+    record, again = run_of
+    found = recheck.attack(record, again, AttackConfig(steps=1), seed=1, progress=QUIET)
+    path = found.path.with_suffix(".npz")
+    path.write_bytes(path.read_bytes() + b" ")
+    kept, (problem,) = reattack.of_record(record)
+    assert not kept and "sha256 differs" in problem.reason
 
 
 def test_a_certification_that_was_stopped_goes_on(run_of, monkeypatch):

@@ -217,6 +217,27 @@ def test_the_name_of_the_host_is_refused(tmp_path, payload, arrays, monkeypatch)
         record.write(tmp_path, payload, arrays)
 
 
+def test_the_name_of_the_user_and_paths_below_home_are_refused(tmp_path, payload, arrays, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "someuser")
+    for note, said in (("someuser was here", "name of this host or user"), ("see ~/runs", "absolute path")):
+        payload["evaluation"]["notes"] = [note]
+        with pytest.raises(record.RecordError, match=said):
+            record.write(tmp_path, payload, arrays)
+
+
+def test_a_path_in_a_key_is_refused(tmp_path, payload, arrays):
+    payload["environment"]["kernels"] = {"/opt/someone/k.so": "loaded"}
+    with pytest.raises(record.RecordError, match="absolute path"):
+        record.write(tmp_path, payload, arrays)
+
+
+def test_what_is_far_too_large_to_be_a_record_is_not_read(tmp_path, payload, arrays, monkeypatch):
+    made = record.write(tmp_path, payload, arrays)
+    monkeypatch.setattr(record, "_LARGEST", 100)
+    with pytest.raises(record.RecordError, match="bytes; a record is smaller"):
+        record.read(made.path)
+
+
 @pytest.mark.parametrize("name", ["linf_dist", "python", "torch", "kernels", "robust", "device", "someauthor"])
 def test_names_that_are_words_of_a_record_do_no_harm(tmp_path, payload, arrays, monkeypatch, name):
     """Its keys, and what the authors of a method and its recipes wrote."""

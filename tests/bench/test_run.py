@@ -244,6 +244,39 @@ def test_a_recipe_that_lost_a_field_says_which_code_has_it(done):
         of_record(replace(record, data=data), Path(where.runs_dir), torch.device("cpu"))
 
 
+def test_the_code_is_that_of_bench_and_methods_and_changes_with_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    found = []
+    for package in ("bench", "methods"):
+        (tmp_path / package).mkdir()
+    for path, text in (("bench/a.py", "1"), ("methods/a.py", "1"), ("methods/a.py", "2"), ("methods/k.cpp", "1")):
+        (tmp_path / path).write_text(text)
+        environment.source_sha256.cache_clear()
+        found.append(environment.source_sha256())
+    environment.source_sha256.cache_clear()
+    assert len(set(found)) == len(found)
+
+
+def test_an_evaluation_without_square_counts_as_not_attacked_by_autoattack():
+    attacks = [{"name": "aa_apgd_ce"}, {"name": "aa_square"}]
+    assert running._has_autoattack({"attacks": attacks})
+    assert not running._has_autoattack({"attacks": attacks[:1]}) and not running._has_autoattack({"attacks": []})
+
+
+def test_a_papers_preset_is_attacked_harder_than_the_cheap_ones():
+    paper, quick = running.attack_budget("paper"), running.attack_budget("quick", autoattack=True)
+    assert (paper.steps, paper.restarts, paper.autoattack) == (100, 3, False)
+    assert (quick.steps, quick.restarts, quick.autoattack) == (20, 1, True)
+
+
+def test_costs_name_the_seconds_of_training_and_of_all_attacks(done):
+    _, _, record = done
+    cost, attacks = record.data["cost"], record.data["evaluation"]["attacks"]
+    assert cost["train_s"] == record.train_s > 0
+    assert cost["attack_s"] == sum(a["seconds"] for a in attacks) > 0
+    assert record.data["wall_s"] >= record.train_s + cost["attack_s"]
+
+
 @pytest.mark.parametrize("status", [None, "", " M bench/run.py"])
 def test_a_tree_that_git_cannot_tell_is_not_called_clean(monkeypatch, status):
     monkeypatch.setattr(environment, "_git", lambda *a: "c" * 40 if a[0] == "rev-parse" else status)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bench import Eps, Losses, registry
+from bench import train as training
 from bench.data import load
 from bench.errors import BenchError, Interrupted, NumericalError
 from bench.progress import Progress
@@ -252,6 +253,95 @@ def test_lr_follows_the_schedule_in_every_group():
     set_lr(optimizer, 0.1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.025])
+
+
+def test_the_loop_sets_the_lr_the_methods_schedule_says(method, data):
+    seen = []
+
+    class Halving(type(method)):
+        def lr_factor(self, step):
+            return 0.5**step.iteration
+
+        def after_step(self, net, step):
+            seen.append(self.made.param_groups[0]["lr"])
+
+        def optimizer(self, net, recipe):
+            self.made = torch.optim.SGD(net.parameters(), lr=recipe.lr)
+            return self.made
+
+    run(Halving(), data, recipe_of(method, epochs=1, batch_size=64, lr=0.01))
+    assert len(seen) > 3 and seen == pytest.approx([0.01 * 0.5**i for i in range(len(seen))])
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_gradients_are_clipped_where_the_recipe_says_so(method, data, clip):
+    norms = []
+
+    class Looking(type(method)):
+        def after_step(self, net, step):
+            norms.append(float(torch.stack([p.grad.norm() for p in net.parameters()]).norm()))
+
+    run(Looking(), data, recipe_of(method, epochs=1, grad_clip=clip))
+    assert (max(norms) <= clip * 1.001) == bool(clip)
+
+
+def test_training_images_are_augmented_and_cropped_and_those_of_finish_only_cropped(method, data):
+    seen, last = [], []
+
+    class Looking(type(method)):
+        def loss(self, net, x, y, step):
+            seen.append(x.clone())
+            return super().loss(net, x, y, step)
+
+        def finish(self, net, recipe, batches):
+            last.extend(batches())
+
+    plain = data.train_all.pixels(slice(None))
+    run(Looking(), data, recipe_of(method, epochs=1, flip=True, batch_size=len(plain)))
+    known = {image.numpy().tobytes() for image in plain}
+    mirrored = {image.numpy().tobytes() for image in plain.flip(-1)} - known
+    got = [image.numpy().tobytes() for image in seen[0]]
+    assert 0.3 < sum(one in mirrored for one in got) / len(got) < 0.7 and set(got) <= known | mirrored
+    assert torch.equal(torch.cat(last), plain)
+
+
+def test_the_net_is_in_training_mode_at_every_step(method, data):
+    modes = []
+
+    class Looking(type(method)):
+        def loss(self, net, x, y, step):
+            modes.append(net.training)
+            found = super().loss(net, x, y, step)
+            net.eval()  # a method that looks at its net in between
+            return found
+
+    run(Looking(), data, recipe_of(method, epochs=1, batch_size=64))
+    assert len(modes) > 3 and all(modes)
+
+
+def test_a_resumed_run_counts_the_seconds_of_both_parts_and_none_of_the_saving(method, data, tmp_path, monkeypatch):
+    """A step takes 1 s, a save 100 s on this clock, whatever runs beside."""
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    real = StateStore.save
+
+    def slow(self, *args):
+        real(self, *args)
+        now[0] += 100
+
+    monkeypatch.setattr(StateStore, "save", slow)
+
+    class Ticking(type(method)):
+        def after_step(self, net, step):
+            now[0] += 1
+
+    recipe = recipe_of(method, epochs=2)
+    with pytest.raises(Interrupted):
+        run(Ticking(), data, recipe, store=store_at(tmp_path), should_stop=stop_after(3))
+    _, summary = run(Ticking(), data, recipe, store=store_at(tmp_path))
+    assert summary["train_s"] == summary["iterations"]
+    assert [row["s"] for row in summary["history"]] == [summary["iterations"] / 2] * 2
+    assert summary["resumes"] == 1
 
 
 def test_fit_takes_over(method, data):

@@ -182,6 +182,29 @@ def test_a_forged_summary_is_noticed(made, tmp_path, changes, check):
     assert check in failed(verify_record(made.again(tmp_path, **changes)))
 
 
+def with_payload(made, tmp_path, change):
+    payload = json.loads(json.dumps(made.payload))
+    change(payload)
+    return failed(verify_record(record.write(tmp_path, payload, made.arrays)))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda p: p["recipe"]["fields"].update(lr=0.5), "recipe hash"),
+        (lambda p: p["cell"].update(seed=7), "cell id"),
+        (lambda p: p["evaluation"]["certificates"][0].update(n_certified=1), "interval count"),
+    ],
+)
+def test_a_forged_field_is_noticed_by_its_own_check(made, tmp_path, change, check):
+    assert check in with_payload(made, tmp_path, change)
+
+
+def test_a_name_that_is_private_here_is_noticed_in_a_record_of_elsewhere(made, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "interval")  # its notes and names are held against ours
+    assert "private" in failed(verify_record(made.record))
+
+
 def test_a_class_d_certificate_issued_under_tf32_is_noticed(made, tmp_path):
     payload = json.loads(json.dumps(made.payload))
     payload["environment"]["switches"]["cudnn.allow_tf32"] = True

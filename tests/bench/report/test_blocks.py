@@ -10,7 +10,7 @@ import pytest
 from bench import record
 from bench.report import detail, figures, findings, league, rows, tables
 from bench.report.blocks import Standing, paired_p
-from bench.report.checked import Checked
+from bench.report.checked import Checked, check
 from bench.report.pool import Pool
 
 
@@ -53,6 +53,60 @@ def test_the_weakest_seed_decides_where_all_agree(pair):
     a, b = remade(pair[0], first(300), first(300)), remade(pair[1], first(200), first(296))
     alone = paired_p(remade(pair[0], first(300)), remade(pair[1], first(296)), "certified")
     assert paired_p(a, b, "certified") == alone > 0.05
+
+
+def test_among_many_rows_a_difference_has_to_be_larger(tmp_path, make):
+    """Six images apart is p = .031 for one rival; with three it happens by chance."""
+    for method in ("linf_dist", "ibp", "crown_ibp", "groupsort"):
+        make(tmp_path, n=400, method=method)
+    pools = gather(tmp_path).pools
+    (block,) = gather(tmp_path).blocks
+    alone = (remade(pools[0], first(300)), remade(pools[1], first(294)))
+    many = (alone[0], *(remade(p, first(294)) for p in pools[1:]))
+    assert 0.03 < paired_p(*alone, "certified") < 0.05
+    assert replace(block, pools=alone)._tied("certified", range(2)) == (0, [])
+    assert replace(block, pools=many)._tied("certified", range(4)) == (0, [1, 2, 3])
+
+
+def test_other_images_in_the_same_places_give_no_paired_test(pair):
+    a, b = remade(pair[0], first(300)), remade(pair[1], first(100))
+    assert paired_p(a, b, "certified") < 1e-6
+    b.members[0].__dict__["index"] = a.members[0].index + 1
+    assert paired_p(a, b, "certified") == 1.0
+
+
+@pytest.mark.parametrize("change", [{"checksum": "f" * 64}, {"n": 300}, {"recipe": "9" * 64}])
+def test_only_runs_of_one_recipe_on_the_same_images_are_seeds_of_a_row(tmp_path, make, change):
+    one = make(tmp_path, n=400, method="ibp", seed=0)
+    data = {k: v for k, v in change.items() if k != "recipe"}
+    other = make(tmp_path, **{"n": 400, "method": "ibp", "seed": 1, **data})
+    records = [one, other]
+    if "recipe" in change:
+        data = {**other.data, "recipe": {**other.data["recipe"], "hash": change["recipe"]}}
+        records[1] = replace(other, data=data)
+    inputs = rows.gather(records, [])
+    assert [p.k for p in inputs.pools] == [1, 1]
+    assert len(inputs.blocks) == (1 if "recipe" in change else 2)  # and other images in a block of their own
+    assert [p.k for p in rows.gather([one, make(tmp_path, n=400, method="ibp", seed=2)], []).pools] == [2]
+
+
+def test_counts_that_the_arrays_do_not_give_break_a_record(tmp_path, make):
+    one = make(tmp_path, n=400)
+    evaluation = {**one.data["evaluation"], "n_certified": one.n_certified - 1}
+    broken = check(replace(one, data={**one.data, "evaluation": evaluation})).broken
+    assert broken is not None and "certified in the record" in broken
+
+
+def test_a_row_is_marked_by_its_weakest_seed(tmp_path, make):
+    for seed, dirty in ((0, False), (1, True)):
+        make(tmp_path, n=400, method="ibp", seed=seed, dirty=dirty)
+    (pool,) = gather(tmp_path).pools
+    weak = replace(pool.members[0].record)
+    attacks = [{**a, "steps": 5} for a in weak.data["evaluation"]["attacks"]]
+    data = {**weak.data, "evaluation": {**weak.data["evaluation"], "attacks": attacks}}
+    mixed = replace(pool, members=(replace(pool.members[0], record=replace(weak, data=data)), pool.members[1]))
+    assert mixed.is_weakly_attacked and not pool.is_weakly_attacked
+    assert "+" in pool.marks() and "+" not in replace(pool, members=pool.members[:1]).marks()
 
 
 def test_a_row_is_tied_with_the_best_of_all_classes(tmp_path, make):

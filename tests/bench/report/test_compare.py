@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from bench import record
 from bench.report import compare, detail, stats
 
 
@@ -80,6 +83,33 @@ def test_the_gate_closes_on_a_real_drop_only(pair):
     assert found.exit_code(0.5) == 1
     assert found.exit_code(90.0) == 0
     assert compare.compare(*reversed(pair)).exit_code(0.5) == 0
+
+
+def test_a_gate_that_cannot_compare_does_not_open(tmp_path, make):
+    a, b = make(tmp_path, n=500), make(tmp_path, n=500, eps="0.3")
+    assert compare.compare(a, b).exit_code(90.0) == 1
+
+
+def test_a_drop_that_may_be_chance_does_not_close_the_gate(tmp_path, make):
+    a = make(tmp_path, n=40, skill=1.5, reach=0.2)
+    flags = {name: values.copy() for name, values in a.arrays().items()}
+    one = int(np.flatnonzero(flags["certified"])[0])
+    flags["certified"][one] = False
+    flags["bound_interval"][one] = -1.0
+    payload = {k: v for k, v in a.data.items() if k not in ("schema", "id", "arrays")}
+    evaluation = {**payload["evaluation"], "n_certified": a.n_certified - 1}
+    b = record.write(tmp_path / "b", {**payload, "evaluation": evaluation}, flags)
+    found = compare.compare(a, b)
+    assert line(found, "certified").delta == -2.5 and found.exit_code(1.0) == 0
+
+
+@pytest.mark.parametrize("where", ["threads", "dataset"])
+def test_times_of_other_threads_and_other_data_are_not_compared(tmp_path, make, where):
+    a = make(tmp_path / "a", n=500)
+    b = make(tmp_path / "b", n=500, **({"dataset": "digits"} if where == "dataset" else {}))
+    if where == "threads":
+        b = replace(b, data={**b.data, "environment": {**b.data["environment"], "threads": 7}})
+    assert line(compare.compare(a, b), "train s").verdict.startswith("not comparable")
 
 
 def test_json_and_text_say_the_same(pair):

@@ -9,6 +9,7 @@ import torch
 from bench import DataSpec, Eps, Step, registry
 from bench.recipe import lr_factor
 from methods.linf_dist.kernels import coarse_even_p
+from methods.linf_dist.method import theta
 from methods.linf_dist.nets import DistNet
 from methods.linf_dist.objectives import hinge, ramp_cross_entropy, worst_case_cross_entropy
 from methods.linf_dist.recipes import DistRecipe, mlp_recipes, v1_recipes, v2_recipes
@@ -119,6 +120,16 @@ def test_theta_in_normalised_units_matches_the_logs():
     assert mnist.eps_train / 0.3081 == pytest.approx(1.4606, abs=1e-4)
 
 
+def test_the_wanted_margin_is_two_radii_in_the_nets_units():
+    """The logs' number times 2: a margin of 2 eps is what certifies eps."""
+    recipe = recipe_of(v2_recipes, "cifar10", "8/255")
+    net = torch.nn.Module()
+    net.normalize = torch.nn.Module()
+    net.normalize.scalar_std = 0.2009
+    assert theta(net, step_at(recipe, 0)) == pytest.approx(2 * 0.4684, abs=2e-4)
+    assert theta(net, step_at(recipe, 0, eps_now=0.01)) == pytest.approx(0.02 / 0.2009)
+
+
 def jumping(**changes):
     return DistRecipe(
         dataset="synthetic", eps="0.1", preset="quick", source="t", epochs=10, p_hold=4.0, p_inf_from=6.0, p_jump=50.0,
@@ -183,6 +194,27 @@ def test_decay_runs_before_the_step_with_the_current_lr_and_p():
     optimizer.param_groups[0]["lr"] = 0.1
     decay(net, optimizer, recipe.weight_decay)
     assert torch.allclose(layer.weight, before - 0.05 * norm_gradient(before, math.inf))
+
+
+def test_the_optimizer_decays_of_itself_exactly_where_the_recipe_says():
+    for strength in (0.0, 0.5):
+        net, recipe = small_net(weight_decay=strength)
+        optimizer = build_optimizer(net, recipe)
+        layer = net.dense[0]
+        before = layer.weight.detach().clone()
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert bool((layer.weight != before).any()) == bool(strength)
+
+
+def test_means_are_estimated_at_the_end_where_the_recipe_says():
+    for wanted in (False, True):
+        net, recipe = small_net(estimate_means=wanted)
+        seen = []
+        net.estimate_means = lambda batches, seen=seen: seen.append(list(batches))
+        registry.get("linf_dist").finish(net, recipe, lambda: iter([1, 2]))
+        assert seen == [[1, 2]] * wanted and net.dense[0].p == math.inf
 
 
 def test_the_scale_has_its_own_learning_rate_and_adam_its_tiny_eps():
