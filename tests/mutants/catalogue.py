@@ -800,7 +800,7 @@ MUTANTS = (
         (REATTACK,),
     ),
     Mutant("wilson-of-90-percent", "bench/report/stats.py", "Z = 1.959964", "Z = 1.644854", (STATS,)),
-    # --- what a reader of the tests seeded and no test noticed ----------------------------------------------------------
+    # --- what a reader of the tests seeded and no test noticed --------------------------------------------------------
     Mutant(
         "the-lr-never-moves",
         "bench/train.py",
