@@ -194,7 +194,7 @@ def plan(
                 has = ", ".join(dict.fromkeys(r.dataset for r in recipes)) or "none"
                 missing.append(Missing(method, dataset, "", "", f"no recipe for this data set (it has: {has})"))
                 continue
-            for radius in dict.fromkeys(map(str, eps or [DEFAULT_EPS.get(dataset, FALLBACK_EPS)])):
+            for radius in dict.fromkeys(map(str, eps or [DEFAULT_EPS.get(dataset, of_dataset[0].eps)])):
                 of_eps = [r for r in of_dataset if Eps(r.eps) == Eps(radius)]
                 if not of_eps:
                     has = ", ".join(dict.fromkeys(r.eps for r in of_dataset))

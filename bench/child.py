@@ -207,7 +207,9 @@ class Child:
         hint = "; out of memory?" if code == -signal.SIGKILL else ""
         last = _last_line(self.log_path, self._log_start)
         said = f'; last line of its output: "{last}"' if last else ""
-        message = f"its process {how}{hint}{said} ({self.log_path}); its last saved state is kept"
+        saved = any(self.log_path.parent.glob("*.safetensors"))
+        kept = "its last saved state is kept" if saved else "no state was saved yet"
+        message = f"its process {how}{hint}{said} ({self.log_path}); {kept}"
         return Outcome(self.task, EXIT_FAILED, message, None, seconds)
 
 

@@ -193,6 +193,12 @@ def _launch(plan: Plan, plugins: Sequence[str], say: Callable[[str], None]) -> t
         else:
             took = duration(outcome.seconds)
             board.say(f"finished {outcome.task.label}: {accuracies(outcome.record)} in {took}")
+            if refuted := outcome.record.data["evaluation"].get("n_contradicted", 0):
+                board.say(
+                    f"warning: {outcome.task.label}: attacks broke {refuted} certified images, which do not count; "
+                    "a certificate that fails so is unsound, or fails by rounding, which class R leaves open",
+                    always=True,
+                )
 
     try:
         if request.executor is not None:

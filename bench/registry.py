@@ -173,6 +173,9 @@ class Registry:
             raise UsageError(f"{shown}: cannot be read, {one_line(error)}") from None
         if not found:
             raise UsageError(f"{shown}: no class in it is decorated with @register; `bench new-method` writes one")
+        own = {source.name for source in built_ins(self._package)}
+        if taken := [source.name for source in found if source.name in own]:
+            raise UsageError(f'{shown}: the name "{taken[0]}" is that of a built-in method, which would run; rename it')
         self._files[full] = found
         self._found = None
         return [source.name for source in found]

@@ -154,7 +154,7 @@ class Replay:
         cls = str(self.record.headline["cls"])
         if not n:
             return Finding(f"{kind} in own radius", tried, 0, "no flip, no tie")
-        meaning = "the certificate is unsound" if cls in RIGOROUS else "class R does not cover rounding"
+        meaning = "the certificate is unsound" if cls in RIGOROUS else "unsound, or rounding, which class R leaves open"
         first = int(self.arrays["index"][rows[flipped > 0][0]])
         return Finding(f"{kind} in own radius", tried, n, f"class {cls} broken, first at index {first}: {meaning}")
 

@@ -26,7 +26,7 @@ from .attack import AttackConfig
 from .cell import Cell, Planned
 from .cost import measure_cost
 from .data import Dataset, Split, load
-from .environment import code_version, environment, machine, training_code
+from .environment import code_version, environment, machine, method_sha256, source_sha256, training_code
 from .eps import Eps
 from .errors import BenchError, Interrupted
 from .evaluate import Evaluation, evaluate
@@ -165,10 +165,14 @@ class _Run:
 
     def _trained(self, data: Dataset) -> Trained:
         """The trained net: read from the run's folder, or trained now and then read from it."""
-        path = self.folder / WEIGHTS
-        if not path.exists():
+        before = (self.folder / WEIGHTS).exists()
+        if not before:
             self._train(data)
-        return restore(self.folder, self.method, self.recipe, self.spec, self.device, check=self.store.check)
+        found = restore(self.folder, self.method, self.recipe, self.spec, self.device, check=self.store.check)
+        trained_by = [code.get("method_sha256") for code in found.summary.get("code", [])]
+        if before and trained_by and trained_by[-1] != method_sha256(self.method):
+            self.progress.note("trained before by another version of the method's file; --fresh trains it again")
+        return found
 
     def _train(self, data: Dataset) -> None:
         seed_everything(self.cell.seed, "build")
@@ -225,7 +229,7 @@ class _Run:
         """The evaluation and costs: read from the run's folder, or measured now and written there."""
         weights = weights_sha256(trained.net)
         kept = _read_json(self.folder / EVALUATION)
-        if kept is not None and (kept.get("weights_sha256") != weights or not (self.folder / ARRAYS).exists()):
+        if kept is not None and not (self._is_of(kept, weights) and (self.folder / ARRAYS).exists()):
             kept = None
         if kept is not None and (not self.options.autoattack or _has_autoattack(kept["evaluation"])):
             return kept
@@ -254,6 +258,7 @@ class _Run:
             "switches": found.switches,
             "cost": cost,
             "code": code_version(),
+            "method_sha256": method_sha256(self.method),
             "wall_s": keep.elapsed,
         }
         remove(self.folder / EVALUATION)  # a crash between the two files leaves none, not a mixture
@@ -261,6 +266,11 @@ class _Run:
         write_atomic(self.folder / EVALUATION, (json.dumps(kept, indent=1) + "\n").encode())
         keep.clear()
         return kept
+
+    def _is_of(self, kept: dict[str, Any], weights: str) -> bool:
+        """Whether a kept evaluation is of this net and was made by this code."""
+        made = kept.get("weights_sha256"), kept.get("code", {}).get("source_sha256"), kept.get("method_sha256")
+        return made == (weights, source_sha256(), method_sha256(self.method))
 
     # --- the record ---------------------------------------------------------------------------------------------------
 

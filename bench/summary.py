@@ -43,8 +43,9 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], say: Callable[[str], None
         words = {1: "failed", 3: "diverged", 4: "stopped, resumable"}
         assert outcome is not None, cell.label
         about = {k: getattr(cell, k) for k in ("method", "dataset", "eps", "preset", "seed")}
-        rows.append({**about, "status": words.get(outcome.code, "failed")})
-        machine.append({**about, "cell": cell.id, "status": words.get(outcome.code), "reason": outcome.message})
+        word = words.get(outcome.code, "failed") if outcome.message != "not started" else "not started"
+        rows.append({**about, "status": word})
+        machine.append({**about, "cell": cell.id, "status": word, "reason": outcome.message})
     for gap in plan.missing:
         about = {"method": gap.method, "dataset": gap.dataset, "eps": gap.eps, "preset": gap.preset}
         rows.append({**about, "status": f"skipped: {gap.reason}"})

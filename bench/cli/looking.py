@@ -79,9 +79,14 @@ def list_(
 @json_option
 def report(results: str, out: str, published: str | None, readme: str | None, check: bool, as_json: bool) -> None:
     """Regenerate every table and figure from the records."""
+    from ..errors import UsageError
     from ..report import build
 
     _check_there(results)
+    if published and not Path(published).is_dir():
+        raise UsageError(f"--published {published}: there is no such folder")
+    if readme and not _has_blocks(Path(readme)):
+        raise UsageError(f"--readme {readme}: no file with a block to fill (<!-- bench:begin headline -->)")
     done = build(
         Path(results),
         Path(out),
@@ -129,10 +134,14 @@ def _check_there(results: str) -> None:
 def _marked_readme() -> Path | None:
     """README.md of the folder the user stands in, if it has blocks for us."""
     path = Path("README.md")
+    return path if _has_blocks(path) else None
+
+
+def _has_blocks(path: Path) -> bool:
     try:
-        return path if "<!-- bench:" in path.read_text(encoding="utf-8") else None
+        return "<!-- bench:" in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None
+        return False
 
 
 @click.command()
@@ -149,6 +158,7 @@ def compare(first: str, second: str, fail_if_worse: float | None, results: str, 
     Accuracies are compared on the same images, with an exact paired test.
     """
     from .. import record
+    from ..errors import UsageError
     from ..report import compare as comparing
 
     found: list[tuple[str, Any]]
@@ -161,4 +171,6 @@ def compare(first: str, second: str, fail_if_worse: float | None, results: str, 
     else:
         blocks = [[name] * bool(name) + (one.text() if one else []) for name, one in found]
         click.echo("\n\n".join("\n".join(lines) for lines in blocks) if blocks else "no records in either folder")
+    if fail_if_worse is not None and not any(one for _, one in found):
+        raise UsageError("--fail-if-worse: the folders have no cell in common, so nothing was compared")
     sys.exit(max((one.exit_code(fail_if_worse) for _, one in found if one), default=0))

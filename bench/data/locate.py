@@ -94,7 +94,7 @@ def _found(data: Entry, root: Path) -> Found | None:
 def _mnist(data: Entry, root: Path) -> Iterator[tuple[Path, Reader]]:
     """Keras' npz; torchvision's folder MNIST/raw; the four files in `root` itself or in a folder of the set's name."""
     yield from _npz(data, root)
-    theirs = _TORCHVISION_FOLDERS[data.name]
+    theirs = _TORCHVISION_FOLDERS.get(data.name, data.name)
     for folder in (root / theirs / "raw", root / theirs, root / data.name, root / "raw", root):
         if holds_idx(folder):
             yield folder, read_idx

@@ -222,15 +222,14 @@ def test_unknown_name_gets_a_suggestion(package: Path) -> None:
         Registry("house", "no.such.group").get("godo")
 
 
-def test_built_in_keeps_its_name_against_a_file(package: Path, tmp_path: Path) -> None:
+def test_a_file_may_not_hide_behind_a_built_in_name(package: Path, tmp_path: Path) -> None:
+    """It would be ignored, and the built-in measured in its place."""
     path = tmp_path / "thief.py"
     path.write_text(GOOD)
     found = Registry("house", "no.such.group")
-    found.add_file(path)
-    first, second = found.load_all()
-    assert (first.origin, first.error) == ("built-in", None)
-    assert second.origin == "file" and second.error == 'the name "good" is taken by house.good (built-in); rename it'
-    assert type(found.get("good")).__module__ == "house.good"
+    with pytest.raises(UsageError, match='the name "good" is that of a built-in method'):
+        found.add_file(path)
+    assert found.plugin_files() == () and type(found.get("good")).__module__ == "house.good"
 
 
 # --- entry points -----------------------------------------------------------------------------------------------------

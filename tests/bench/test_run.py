@@ -19,6 +19,7 @@ from bench.errors import BenchError, Interrupted
 from bench.files import FileError, locked
 from bench.options import Options
 from bench.plan import Plan, Request
+from bench.progress import Progress
 from bench.report import detail
 from bench.run import ARRAYS, EVALUATION, finished, progress_of, run
 from bench.state import StateError, load_tensors, save_tensors, weights_sha256
@@ -209,6 +210,21 @@ def test_an_evaluation_elsewhere_makes_the_times_those_of_no_single_machine(tmp_
 def test_a_record_of_one_machine_names_it(done):
     _, _, record = done
     assert record.machine == (record.data["environment"]["device"], 1)
+
+
+@pytest.mark.parametrize("changed", ["source_sha256", "method_sha256"])
+def test_an_evaluation_by_other_code_is_not_taken_for_one_by_this(tmp_path, monkeypatch, changed):
+    """A plugin whose bound was edited: the old certificates must not become a new record."""
+    planned, where, said = one(changes={"epochs": "1"}), options(tmp_path), []
+    run(planned, where)
+    monkeypatch.setattr(running, changed, lambda *_: "0" * 64)
+    real, seen = running.evaluate, []
+    monkeypatch.setattr(running, "evaluate", lambda *a, **k: seen.append(1) or real(*a, **k))
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "note", said.append)
+    run(planned, replace(where, results=str(tmp_path / "other")), progress=progress)
+    assert seen == [1]
+    assert any("another version of the method's file" in line for line in said) == (changed == "method_sha256")
 
 
 def test_a_damaged_record_is_made_again_from_what_is_kept(tmp_path, monkeypatch):
