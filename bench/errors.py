@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+_LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch", "importlib", "numpy", "auto_LiRPA"))
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
 
 class BenchError(Exception):
     """Something the user can mend; the message says what, where and how, in one line. Exit code 1: a cell failed."""
@@ -45,3 +50,12 @@ def one_line(error: BaseException) -> str:
         text = ""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
+
+
+def place(error: BaseException) -> str:
+    """` (my_method.py:31, in loss)`: the last line of a method's author that led to the error; empty if none did."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<"))]
+    frames = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""

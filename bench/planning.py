@@ -86,9 +86,11 @@ def make_plan(request: Request, plugins: Sequence[str], say: Callable[[str], Non
             made.done[one.cell.id] = record
         elif (share := progress_of(one.cell, runs_dir)) is not None:
             made.begun[one.cell.id] = share
-    if made.open and not request.dry_run:
-        check_writable(request.results_dir, "--results")
-        check_writable(runs_dir, "--runs-dir")
+    for folder, option in ((request.results_dir, "--results"), (runs_dir, "--runs-dir")):
+        if made.open and not request.dry_run:
+            check_writable(folder, option)
+        elif folder.exists() and not folder.is_dir():  # a dry run makes no folders, but it says what it can see
+            raise UsageError(f"{folder} is no folder; choose another one with {option}")
     if not request.is_elsewhere:
         root = Path(request.data_root) if request.data_root else None
         wanted = dict.fromkeys(p.cell.dataset for p in made.open)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import probe
 from .eps import Eps
-from .errors import BenchError, UsageError, one_line, printable
+from .errors import BenchError, UsageError, one_line, place, printable
 from .sources import BUILT_IN, Source, built_ins, entry_points, file_methods
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _entry(source: Source) -> Entry:
         except KeyboardInterrupt:  # the user's, not the plugin's
             raise
         except BaseException as problem:  # whatever an import may raise, SystemExit included
-            method, error = None, one_line(problem)
+            method, error = None, one_line(problem) + place(problem)
     return Entry(source.name, method, source.origin, error, source.where)
 
 
@@ -264,7 +264,7 @@ def recipes(method: Method) -> list[Recipe]:
     try:
         found = list(method.recipes())
     except Exception as error:
-        raise PluginError(f"{broken} fails, {one_line(error)}") from error
+        raise PluginError(f"{broken} fails, {one_line(error)}{place(error)}") from error
     seen = set()
     for item in found:
         if not isinstance(item, Recipe):

@@ -185,10 +185,19 @@ def _switches(data: Mapping[str, Any]) -> str | None:
     switches = data["environment"].get("switches", {})
     if "F32" in classes and data["evaluation"].get("ftz"):
         return "a class F32 certificate was issued with flush-to-zero on"
-    on = [k for k, v in switches.items() if v is True and ("tf32" in k or "autocast" in k or "reduced" in k)]
+    on = [f"{name} = {value}" for name, value in switches.items() if _reduces(name, value)]
     if classes and on:
-        return f"class {' and '.join(sorted(classes))} certificates were issued with {', '.join(sorted(on))} on"
+        return f"class {' and '.join(sorted(classes))} certificates were issued with {', '.join(sorted(on))}"
     return None
+
+
+def _reduces(name: str, value: Any) -> bool:
+    """Whether a switch of the environment lets float32 work be done in less than float32."""
+    if name.endswith("fp32_precision"):
+        return value != "ieee"
+    if name == "matmul_precision":
+        return value != "highest"
+    return value is True and any(word in name for word in ("tf32", "autocast", "reduced", "fp16"))
 
 
 # --- level 1: the net -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from .errors import BenchError, one_line
+from .errors import BenchError, one_line, place
 from .progress import EventProgress
 
 HOSTILE = 4  # exit code of a process told again to stop: the last saved state is what counts
@@ -72,7 +72,7 @@ def _unexpected(error: BaseException) -> str:
         return f"out of memory ({text[:120]}); try a smaller --set batch_size=..., or another --device"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return text
+    return text + place(error)
 
 
 if __name__ == "__main__":

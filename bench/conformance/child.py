@@ -7,18 +7,14 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from .. import registry
-from ..errors import BenchError, UsageError, one_line, printable
+from ..errors import BenchError, UsageError, one_line, place, printable
 from .catalogue import CHECKS
 from .outcome import TITLES, Outcome
 from .subject import Breach, NotApplicable, Subject
 from .surroundings import Surroundings
-
-_FOREIGN = (f"{os.sep}torch{os.sep}", f"{os.sep}bench{os.sep}")  # frames of these are not the plugin author's
 
 
 def check_method(
@@ -55,13 +51,7 @@ def _verdict(run: Callable[[Subject], str], subject: Subject) -> tuple[bool | No
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the plugin raises, SystemExit included, is a failed check
-        return False, f"{subject.name}: {one_line(error)}{_place(error)}"
-
-
-def _place(error: BaseException) -> str:
-    """` (my_method.py:31, in loss)`: the last frame that is the author's."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in _FOREIGN)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+        return False, f"{subject.name}: {one_line(error)}{place(error)}"
 
 
 def serve(name: str, pipe: int, files: list[str]) -> None:

@@ -63,7 +63,7 @@ class BuildResult:
         else:
             found += self.changes
             what = f"{len(self.written)} files written" if self.written else "nothing to change"
-            found.append(f"{what} from {self.records} record{'' if self.records == 1 else 's'}: {self.page}")
+            found.append(f"{what} from {fmt.many(self.records, 'record')}: {self.page}")
         return found
 
 
@@ -256,7 +256,7 @@ def _what_was_run(inputs: rows.Inputs) -> str:
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return "\n".join(
         [
-            f"- {len(records)} records of {len(names)} methods ({fmt.md(', '.join(names))}), "
+            f"- {fmt.many(len(records), 'record')} of {fmt.many(len(names), 'method')} ({fmt.md(', '.join(names))}), "
             f"presets {', '.join(presets)}.",
             f"- Devices: {fmt.md('; '.join(devices))}.",
             f"- Finished {span}; certbench {__version__}; every number leads to its record in "
@@ -267,8 +267,10 @@ def _what_was_run(inputs: rows.Inputs) -> str:
 
 def _index(inputs: rows.Inputs, found: Sequence[Table], specs: Sequence[figures.Spec]) -> str:
     """reports/README.md: what lies where, the headlines, one figure."""
-    lines = [f"certbench {__version__}; {len(inputs.records)} records; {len(inputs.published)} published cells", ""]
-    lines += [
+    records = fmt.many(len(inputs.records), "record")
+    lines = [
+        f"certbench {__version__}; {records}; {len(inputs.published)} published cells",
+        "",
         "# Reports",
         "",
         "Written by `bench report`; edits are overwritten. [index.html](index.html) is the page.",
@@ -370,7 +372,7 @@ def _changes(wanted: Mapping[Path, bytes], out_dir: Path) -> list[str]:
             "gone": len(old.keys() - new.keys()),
             "changed": sum(old[k] != new[k] for k in old.keys() & new.keys()),
         }
-        words = [f"{n} row{'' if n == 1 else 's'} {what}" for what, n in counts.items() if n]
+        words = [f"{fmt.many(n, 'row')} {what}" for what, n in counts.items() if n]
         found.append(f"{path.stem}: {', '.join(words)}")
     return found
 

@@ -175,7 +175,7 @@ def summary(what: str, pools: Sequence[Pool]) -> str:
     counts = sorted({p.n for p in pools})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}..{counts[-1]}" if counts else "published only"
     records = sum(p.k for p in pools)
-    return f"{what}; {n}; certbench {__version__}; {records} record{'' if records == 1 else 's'}"
+    return f"{what}; {n}; certbench {__version__}; {fmt.many(records, 'record')}"
 
 
 def table(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class Checked:
     def percent(self, kind: str) -> Fraction:
         """`count` of all examples."""
         return Fraction(100 * self.count(kind), self.record.n)
+
+    def row(self) -> dict[str, Any]:
+        """`Record.row` with the numbers that tables print: after later attacks too, which `later_attacks` names."""
+        after = {kind: float(self.percent(kind)) for kind in ("robust", "certified")} if self.later else {}
+        return {**self.record.row(), **after, "later_attacks": ", ".join(attack.suite for attack in self.later)}
 
 
 def check(one: Record, later: Sequence[Reattack] = ()) -> Checked:

@@ -38,15 +38,25 @@ class Line:
 class Comparison:
     """Everything `bench compare A B` prints or returns as JSON."""
 
-    a: Record
-    b: Record
+    one: Checked
+    two: Checked
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+
+    @property
+    def a(self) -> Record:
+        """The first record, as it was written."""
+        return self.one.record
+
+    @property
+    def b(self) -> Record:
+        """The second one."""
+        return self.two.record
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         keep = [{k: v for k, v in asdict(line).items() if k != "text"} for line in self.lines]
-        return {"a": self.a.row(), "b": self.b.row(), "metrics": keep, "notes": list(self.notes)}
+        return {"a": self.one.row(), "b": self.two.row(), "metrics": keep, "notes": list(self.notes)}
 
     def text(self) -> list[str]:
         """Aligned lines for a terminal."""
@@ -88,7 +98,7 @@ def compare(a: Record, b: Record) -> Comparison:
         notes.append("A and B are the same record.")
     elif any(line.p is not None for line in lines):
         notes.append("One run on each side: this speaks of these two runs only, not of the methods.")
-    return Comparison(a, b, lines, tuple(notes))
+    return Comparison(one, two, lines, tuple(notes))
 
 
 def obstacle(one: Checked, two: Checked, key: str) -> str | None:

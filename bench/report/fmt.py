@@ -191,4 +191,9 @@ def _csv_text(value: str) -> str:
 
 def machine(device: str, threads: int) -> str:
     """`NAME, 1 thread`: what times may be compared on."""
-    return f"{device}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{device}, {many(threads, 'thread')}"
+
+
+def many(count: int, word: str) -> str:
+    """`1 record`, `2 records`."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -26,7 +26,7 @@ def league(inputs: Inputs, kind: str) -> Table:
         r = pool.first
         if (r.data["environment"]["device_type"] == "cpu") == (kind == "cpu") and not pool.broken and pool.cls:
             count = r.machine[1]
-            threads = f", {count} thread{'s' if count != 1 else ''}" if kind == "cpu" else ""
+            threads = f", {fmt.many(count, 'thread')}" if kind == "cpu" else ""
             setting = Setting.of(r.dataset, r.norm, r.eps.fraction)
             groups.setdefault((setting, pool.device + threads), []).append(pool)
     blocks, shown = [], []

@@ -88,7 +88,7 @@ def _lead(inputs: Inputs) -> str:
             "No records yet: <code>bench run</code> makes the first one. Until then only published numbers stand here."
         )
     dates = max(r.data["finished"] for r in records)
-    words = f"{len(records)} record{'s' if len(records) > 1 else ''} of {len({r.method for r in records})} methods"
+    words = f"{fmt.many(len(records), 'record')} of {fmt.many(len({r.method for r in records}), 'method')}"
     return f"{words}; newest {fmt.html(dates)}; {len(inputs.published)} published cells; certbench {__version__}."
 
 

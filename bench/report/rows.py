@@ -15,7 +15,7 @@ from ..certification import Certification
 from ..reattack import Reattack
 from ..recipe import PRESETS
 from ..record import Record
-from . import styles
+from . import fmt, styles
 from .blocks import Block
 from .checked import Checked, check
 from .pool import Pool, Setting
@@ -113,9 +113,7 @@ def gather(records: Iterable[Record], published: Sequence[Published]) -> Inputs:
             )
         seeds[one.seed] = checked
     if left_out:
-        inputs.notices.append(
-            f"{left_out} validation-split record{'s' if left_out > 1 else ''} left out of every table"
-        )
+        inputs.notices.append(f"{fmt.many(left_out, 'validation-split record')} left out of every table")
     for key in sorted(groups, key=str):
         inputs.pools.append(Pool(tuple(groups[key][seed] for seed in sorted(groups[key]))))
     inputs.pools = [_with_published(inputs, pool) for pool in inputs.pools]

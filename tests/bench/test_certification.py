@@ -28,13 +28,13 @@ def added(one: Record, count: int | None = None, **changes: Any) -> Certificatio
     theirs = {name: values[:count] for name, values in one.arrays("index", "correct", "certified").items()}
     outcome = np.where(theirs["correct"], UNKNOWN, OUTCOMES.index("misclassified"))
     outcome = changes.pop("outcome", np.where(theirs["certified"], CERTIFIED, outcome)).astype(np.int8)
+    bound = changes.pop("bound", np.where(outcome == CERTIFIED, 0.5, -1.0))
     payload = {
         "certified_with": {"certifier": "crown", "certificate": "crown", "cls": "R", "engine": "auto_LiRPA 0.3"},
         "counts": {name: int((outcome == code).sum()) for code, name in enumerate(OUTCOMES)},
         "n_borderline": 0, "limits": {"all_s": None, "example_s": None}, "seconds": 1.5, "environment": {},
         "code": {"dirty": False}, "notes": [], "finished": "2026-01-31", **changes,
     }  # fmt: skip
-    bound = np.where(outcome == CERTIFIED, 0.5, -1.0)
     arrays = {"index": theirs["index"], "outcome": outcome, "bound": bound, "seconds": np.zeros(len(outcome))}
     return write(one, payload, arrays)
 
@@ -74,6 +74,11 @@ def test_an_example_that_an_attack_broke_cannot_be_stored_as_certified(one: Reco
     assert (flags["correct"] & ~flags["robust"]).any()
     with pytest.raises(BenchError, match="attacks broke"):
         added(one, outcome=np.where(flags["correct"], CERTIFIED, 0))
+
+
+def test_an_example_without_a_bound_above_zero_cannot_be_stored_as_certified(one: Record) -> None:
+    with pytest.raises(BenchError, match="bound"):
+        added(one, bound=np.zeros(one.n))
 
 
 def test_wrong_counts_are_refused(one: Record) -> None:

@@ -305,6 +305,11 @@ def test_attack_reports_the_union(folder):
     assert told["certified"] <= told["robust_both"] <= min(told["robust_before"], told["robust_now"])
     (kept,) = (folder / "results").rglob(told["file"])
     assert run["cell"] in kept.parent.name
+    (after,) = json.loads(call("list", "runs", "--json", "--results", folder / "results").stdout)
+    assert run["later_attacks"] == "" and after["later_attacks"] == "pgd"
+    assert after["robust"] == pytest.approx(100 * told["robust_both"] / told["n"])
+    compared = json.loads(call("compare", run["cell"], run["cell"], "--json", "--results", folder / "results").stdout)
+    assert compared["a"]["robust"] == after["robust"]
 
 
 def test_attack_all_goes_on_after_a_failure_and_does_nothing_twice(folder, tmp_path, monkeypatch):
@@ -342,6 +347,7 @@ def test_attack_leaves_out_only_what_no_attack_can_break(folder, monkeypatch, cl
     call("attack", run["cell"], "--skip-certified", *at(folder))
     call("attack", run["cell"], *at(folder))
     assert [config.attack_certified for config in seen] == [not left_out, True]
+    assert all(config.surrogates >= 10 for config in seen)  # every one the method has
 
 
 def test_autoattack_without_its_library_is_one_line_before_anything_is_done(folder, monkeypatch):

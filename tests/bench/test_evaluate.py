@@ -585,6 +585,39 @@ def test_a_net_in_train_mode_is_evaluated_in_eval_mode_and_left_as_it_was():
     assert np.array_equal(first.arrays["margin"], judge(S.Uncertified(), net, data).arrays["margin"])
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.05, False), (0.2, True)])
+def test_an_attack_that_sees_no_gradients_is_named(tiny, monkeypatch, share, said):
+    """P13: from a tenth of the input gradients on, the reader hears of gradient masking."""
+    from bench import attack
+
+    def against(self, net, x, y, ball, **options):
+        return attack.Outcome(torch.zeros(len(x), dtype=torch.bool), x, torch.full((), share))
+
+    monkeypatch.setattr(attack.Attack, "against", against)
+    notes = judge(S.DistMethod(surrogates=()), *tiny).summary["notes"]
+    assert any("gradient masking" in note for note in notes) is said
+
+
+def test_flush_to_zero_is_in_the_summary(tiny, monkeypatch):
+    for now, said in (("off", False), ("on", True)):
+        monkeypatch.setattr("bench.exact.flush_to_zero", lambda *_, now=now: now)
+        assert judge(S.DistMethod(), *tiny, attacks=NO_ATTACK).summary["ftz"] is said
+
+
+@pytest.mark.parametrize(("slack", "refused"), [(5e-5, False), (5e-4, True)])
+def test_class_r_may_be_off_by_a_ten_thousandth_of_the_logits_and_no_more(tiny, slack, refused):
+    def above(self, net, x, y, eps):
+        logits = net(x)
+        return Bound(margin(logits, y) + slack * logits.abs().amax(1).clamp(min=1), "c", "R")
+
+    method = altered(S.DistMethod, margin_bound=above)
+    if refused:
+        with pytest.raises(Violation, match="unsound"):
+            judge(method, *tiny, attacks=NO_ATTACK)
+    else:
+        judge(method, *tiny, attacks=NO_ATTACK)
+
+
 def test_an_empty_split_is_refused():
     with pytest.raises(BenchError, match="empty"):
         judge(S.DistMethod(), S.DistNet(6, 3), S.random_split(0))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import Eps, cascade, chunks, kept
-from bench.attack import AttackConfig
+from bench import Eps, autoattack, cascade, chunks, kept
+from bench.attack import AttackConfig, Outcome
 from bench.errors import Interrupted
 from bench.evaluate import evaluate
 from bench.exact import EvalState
@@ -138,16 +138,71 @@ def test_a_class_that_an_earlier_process_lost_stays_lost():
     assert after.effective("D") == after.effective("F32") == "R" and after.downgrade == ["a switch was turned"]
 
 
-def test_an_attack_that_was_stopped_in_the_middle_goes_on_there(case, tmp_path, monkeypatch):
+def stopped_and_continued(case, folder, monkeypatch, stop_at=2):
+    """The same judged twice: undisturbed, and stopped in the middle of an attack and continued; and both watchers."""
     monkeypatch.setattr(cascade, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(chunks, "CPU_ROWS", 4)
     whole = judge(case, Kept(None, {}), Watch())
-    folder = tmp_path / "parts"
-    first, second = Watch(stop_at=2), Watch()
+    first, second = Watch(stop_at=stop_at), Watch()
     with pytest.raises(Interrupted):
         judge(case, Kept(folder, {}), first)
-    assert same(judge(case, Kept(folder, {}), second), whole)
+    return whole, judge(case, Kept(folder, {}), second), first, second
+
+
+def test_an_attack_that_was_stopped_in_the_middle_goes_on_there(case, tmp_path, monkeypatch):
+    whole, found, first, second = stopped_and_continued(case, tmp_path / "parts", monkeypatch)
+    assert same(found, whole)
     assert second.rows[first.phases[-1]][0] == 12  # two batches of four were done before, this is the third
+
+
+def test_what_was_refuted_before_a_stop_stays_refuted(case, tmp_path, monkeypatch):
+    _, net, data = case
+    blind = S.DistMethod("clean R"), net, data  # certified by the clean margin: attacks take examples from it
+    whole, found, _, _ = stopped_and_continued(blind, tmp_path / "parts", monkeypatch)
+    assert whole.summary["n_contradicted"] > 0
+    assert same(found, whole)
+
+
+class Warns(autoattack.Part):
+    """Breaks nothing, sees no gradient, takes ten seconds of `clock` a batch and warns in the first process."""
+
+    def against(self, net, x, y, ball, *, index, seed):
+        self.clock[0] += 10.0
+        if self.first:
+            self.flags["square_gain"] = 1
+        return Outcome(torch.zeros(len(x), dtype=torch.bool), x, torch.ones(()))
+
+
+def test_warnings_seconds_and_lost_classes_of_before_a_stop_are_kept(case, tmp_path, monkeypatch):
+    """All of them arise in the first process alone."""
+    clock, first, check = [0.0], [True], EvalState.check
+
+    def turned(state):
+        if first[0] and clock[0]:  # in the middle of the attack
+            state.refuse("D", reason="a switch was turned")
+        check(state)
+
+    def parts(classes):
+        part = Warns("aa_square", classes, "stub 0")
+        part.clock, part.first = clock, first[0]
+        return [part]
+
+    monkeypatch.setattr(cascade.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cascade, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(chunks, "CPU_ROWS", 4)
+    monkeypatch.setattr(EvalState, "check", turned)
+    monkeypatch.setattr(autoattack, "parts", parts)
+    case = S.DistMethod(surrogates=()), *case[1:]
+    only = AttackConfig(steps=0, surrogates=0, autoattack=True)
+    with pytest.raises(Interrupted):
+        judge(case, Kept(tmp_path, {}), Watch(stop_at=2), only)
+    first[0] = False
+    found = judge(case, Kept(tmp_path, {}), Watch(), only)
+    (line,) = found.summary["attacks"]
+    assert line["flags"] == {"square_gain": 1}
+    assert line["seconds"] == 10.0 * -(-line["n_attacked"] // 4)  # the batches of both processes
+    assert [c["cls"] for c in found.summary["certificates"]] == ["R"]
+    assert any("gradients were zero" in note for note in found.summary["notes"])
 
 
 def test_the_time_of_earlier_processes_counts(tmp_path, monkeypatch):

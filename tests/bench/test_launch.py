@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import child, registry
 from bench import launch as launching
@@ -95,6 +96,20 @@ def test_too_little_memory_in_training_says_what_to_set(error):
     assert "--set batch_size=" in said and "--device" in said and "\n" not in said
 
 
+def test_a_fault_of_a_plugin_names_its_line():
+    """The last line of the author's, not that of the library it called."""
+    from bench.worker import _unexpected
+
+    source = "import torch\n\ndef loss(x):\n    return torch.nn.functional.softmax(x, dim=7)\n"
+    made = {}
+    exec(compile(source, "/home/somebody/my_method.py", "exec"), made)
+    with pytest.raises(IndexError) as caught:
+        made["loss"](torch.zeros(2))
+    said = _unexpected(caught.value)
+    # the frame of this test is the author's too, but an earlier one
+    assert said.startswith("IndexError: ") and said.endswith(" (my_method.py:4, in loss)") and "\n" not in said
+
+
 def test_a_hanging_cell_is_ended(ended):
     hung = ended[0]["hang"]
     assert hung.code == 4 and "at the time limit of 1 h 23 min, it did not stop by itself" in hung.message
@@ -134,6 +149,21 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path):
     assert "stopped after step" in outcomes[0].message
     assert outcomes[1].message == "not started"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_ends_what_does_not_stop(tmp_path):
+    """A cell that hangs would be waited for; Ctrl-C twice does not wait."""
+    tasks = tasks_in(tmp_path, {"hang": FATES["hang"]})
+
+    class Trigger(Progress):
+        def phase(self, name, total):
+            for wait_s in (0.5, 1.5):
+                threading.Timer(wait_s, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    began = time.monotonic()
+    outcomes, stopped = launch(tasks, [Slot("cpu", 1)], progress=lambda label: Trigger(quiet=True), grace_s=600.0)
+    assert stopped and outcomes[0].record is None
+    assert time.monotonic() - began < 60
 
 
 def test_a_runs_folder_that_cannot_be_made_is_a_failed_cell(tmp_path):

@@ -172,6 +172,27 @@ def test_what_the_whole_limit_does_not_reach_is_a_timeout(monkeypatch: pytest.Mo
     assert result.count("unknown") + result.count("timeout") == 6
 
 
+def test_the_whole_limit_counts_what_earlier_processes_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made(count=8)
+    fake(monkeypatch, lambda x, y: torch.full((len(y),), 1e-9))
+    monkeypatch.setattr(posthoc.Kept, "elapsed", 90.0)
+    left = [certify_with(net, split, "crown", eps=Eps("0"), limit_s=limit).count("timeout") for limit in (60.0, 1e4)]
+    assert left == [6, 0]
+
+
+def test_a_certifier_that_turns_a_switch_loses_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, split = made()
+
+    def hostile(x: Tensor, y: Tensor) -> Tensor:
+        torch.set_float32_matmul_precision("medium")
+        return torch.full((len(y),), -1.0)
+
+    fake(monkeypatch, hostile, "F32")
+    summary = certify_with(net, split, "crown", eps=EPS).summary
+    assert summary["cls"] == "R"
+    assert any("class lowered" in note for note in summary["notes"])
+
+
 def test_a_call_cut_by_the_whole_limit_is_not_begun_again_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     net, split = made(count=8)
     calls = []

@@ -261,6 +261,13 @@ def flip(name, to, where=None):
     return change
 
 
+def right_but_called_wrong(arrays):
+    """A wrong example with the prediction and the margin of a right one."""
+    row = np.flatnonzero(~arrays["correct"])[0]
+    arrays["pred"], arrays["margin"] = arrays["pred"].copy(), arrays["margin"].copy()
+    arrays["pred"][row], arrays["margin"][row] = arrays["label"][row], 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -270,6 +277,7 @@ def flip(name, to, where=None):
         (flip("bound_interval", -1.0, lambda a: a["certified"]), "interval bound of 0 or less"),
         (flip("pred", -1, lambda a: a["correct"]), "another class is predicted"),
         (flip("margin", -1.0, lambda a: a["correct"]), "margin of 0 or less"),
+        (right_but_called_wrong, "correct is false"),
         (flip("radius", np.float32(0.1), lambda a: ~a["correct"]), "misclassified with a radius"),
         (flip("radius", np.float32(-0.1)), "negative radius"),
         (flip("index", 1), "stands twice"),

@@ -19,7 +19,7 @@ from bench.errors import BenchError, Interrupted
 from bench.files import FileError, locked
 from bench.options import Options
 from bench.plan import Plan, Request
-from bench.progress import Progress
+from bench.progress import Progress, StoppingProgress
 from bench.report import detail
 from bench.run import ARRAYS, EVALUATION, finished, progress_of, run
 from bench.state import StateError, load_tensors, save_tensors, weights_sha256
@@ -74,6 +74,26 @@ def test_the_record_names_its_weights(done):
     _, where, record = done
     trained = of_record(record, Path(where.runs_dir), torch.device("cpu"))
     assert weights_sha256(trained.net) == record.data["weights_sha256"]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_seed_of_the_cell_reaches_the_net_its_training_and_its_attacks(tmp_path, monkeypatch, seed):
+    seen = {}
+
+    def seeded(number, what):
+        seen[what] = number
+
+    def far_enough(*args, seed, **more):
+        seen["evaluate"] = seed
+        raise Interrupted("far enough")
+
+    real = running.train
+    monkeypatch.setattr(running, "seed_everything", seeded)
+    monkeypatch.setattr(running, "train", lambda *a, seed, **k: seen.update(train=seed) or real(*a, seed=seed, **k))
+    monkeypatch.setattr(running, "evaluate", far_enough)
+    with pytest.raises(Interrupted, match="far enough"):
+        run(one(changes={"epochs": "1"}, seeds=[seed]), options(tmp_path))
+    assert seen == {"build": seed, "train": seed, "evaluate": seed}
 
 
 def test_a_finished_cell_is_only_read(done, monkeypatch):
@@ -192,6 +212,25 @@ def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path)
     (kept,), problems = reattack.of_record(again)
     assert again.id != record.id and again.data["weights_sha256"] == record.data["weights_sha256"]
     assert not problems and kept.data["record"] == again.id
+
+
+def test_a_record_of_another_net_inherits_nothing_from_the_one_it_replaces(tmp_path, monkeypatch):
+    planned, where, said = one(changes={"epochs": "1"}), options(tmp_path), []
+    record = run(planned, where)
+    flags = record.arrays("index", "robust")
+    robust = flags["robust"].astype(np.uint8)
+    payload = {
+        "attacked_with": {"suite": "pgd", "steps": 9, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
+        "counts": reattack.counts(record, flags["index"], robust), "environment": {}, "code": {"dirty": False},
+        "notes": [], "finished": "2026-01-31",
+    }  # fmt: skip
+    reattack.write(record, payload, {"index": flags["index"], "robust": robust})
+    monkeypatch.setattr(running, "seed_everything", lambda *_: torch.manual_seed(99))
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "note", said.append)
+    again = run(planned, replace(where, fresh=True), progress=progress)
+    assert again.data["weights_sha256"] != record.data["weights_sha256"]
+    assert reattack.of_record(again) == ([], []) and not said
 
 
 def test_an_evaluation_elsewhere_makes_the_times_those_of_no_single_machine(tmp_path):
@@ -390,6 +429,19 @@ def test_progress_on_disk_is_known_from_headers(tmp_path):
         run(planned, options(tmp_path), should_stop=stop)
     assert progress_of(planned.cell, tmp_path / "runs") == pytest.approx(4 / 16)
     assert progress_of(one().cell, tmp_path / "runs") is None
+
+
+def test_a_stop_is_heard_in_the_middle_of_the_evaluation():
+    """At the first report after it was asked for, not at the next part."""
+    asked = []
+    watched = StoppingProgress(Progress(quiet=True), lambda: bool(asked))
+    watched.phase("attack", 10)
+    watched.update(1)
+    asked.append(True)
+    with pytest.raises(Interrupted, match="the trained weights are saved"):
+        watched.update(2)
+    with pytest.raises(Interrupted):
+        watched.phase("attack", 10)
 
 
 def test_a_stop_in_the_evaluation_keeps_the_weights(tmp_path):

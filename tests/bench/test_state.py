@@ -129,6 +129,23 @@ def test_write_atomic_replaces_the_whole_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"x"
 
 
+def test_a_folder_that_another_writer_puts_there_meanwhile_is_replaced(tmp_path, monkeypatch):
+    """Between the two renames of one writer a second one fits: the first tries again, the last one stays."""
+    target, real, came = tmp_path / "cell", os.rename, []
+
+    def rename(old, new):
+        if os.fspath(new) == os.fspath(target) and not came:
+            came.append(1)
+            target.mkdir()
+            (target / "record").write_bytes(b"theirs")
+        real(old, new)
+
+    monkeypatch.setattr(files.os, "rename", rename)
+    files.replace_folder(target, {"record": b"ours"})
+    assert came and (target / "record").read_bytes() == b"ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["cell"]
+
+
 def test_left_over_temporary_files_are_removed(tmp_path):
     (tmp_path / ".tmp-123-state").write_bytes(b"half")
     StateStore(tmp_path, IDENTITY).tidy()

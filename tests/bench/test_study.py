@@ -129,6 +129,13 @@ def test_the_command_runs_a_study(write, tmp_path, monkeypatch):
     assert [row["seed"] for row in json.loads(done.stdout)] == [0, 1]
 
 
+def test_the_example_of_the_documents_can_be_run(write):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = text.split("## Add a study")[1].split("```toml\n")[1].split("```")[0]
+    planned, missing = planning.select(plan.Request(study=study.read(write(example))), "cpu")
+    assert len(planned) == 12 and not missing
+
+
 def test_committed_studies_can_be_read():
     """Each names only methods, data sets and recipes that exist."""
     folder = Path(__file__).parents[2] / "results" / "studies"

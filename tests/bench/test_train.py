@@ -344,6 +344,19 @@ def test_a_resumed_run_counts_the_seconds_of_both_parts_and_none_of_the_saving(m
     assert summary["resumes"] == 1
 
 
+def test_seconds_per_epoch_are_those_of_the_median_epoch(method, data, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    class Ticking(type(method)):
+        def after_step(self, net, step):
+            now[0] += 100 if step.epoch == 1 else 1  # something else ran in the second epoch
+
+    _, summary = run(Ticking(), data, recipe_of(method, epochs=3))
+    per_epoch = summary["iterations"] / 3
+    assert summary["s_per_epoch"] == per_epoch and summary["train_s"] == 102 * per_epoch
+
+
 def test_fit_takes_over(method, data):
     class Own(type(method)):
         def fit(self, job):
@@ -364,6 +377,26 @@ def test_finish_sees_plain_images_in_order(method, data):
 
     run(Finishing(), data, recipe_of(method, epochs=1, batch_size=100, flip=True))
     assert sum(seen) == pytest.approx(data.train_all.pixels(slice(None)).sum().item(), rel=1e-5)
+
+
+def test_finish_sees_the_middle_of_the_images_where_the_recipe_crops(method, data):
+    seen = []
+
+    class Finishing(type(method)):
+        def loss(self, net, x, y, step):
+            assert x.shape[-1] == 4
+            return super().loss(net, x, y, step)
+
+        def finish(self, net, recipe, batches):
+            seen.extend(batches())
+
+    recipe = recipe_of(method, epochs=1, crop=4)
+    net = method.build(data.spec.cropped(4), recipe)
+    options = {"spec": data.spec.cropped(4), "seed": 0, "eps": EPS, "store": None, "progress": Progress(quiet=True)}
+    train(Finishing(), recipe, net, data.train_all, **options)
+    whole = data.train_all.pixels(slice(None))
+    edge = (whole.shape[-1] - 4) // 2
+    assert torch.equal(torch.cat(seen), whole[..., edge : edge + 4, edge : edge + 4])
 
 
 def test_a_finish_that_spoils_the_weights_says_so_each_time(method, data, tmp_path):

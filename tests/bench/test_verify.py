@@ -171,6 +171,14 @@ def test_a_forged_array_with_right_hashes_is_noticed(made, tmp_path, check):
     assert check in failed(verify_record(made.again(tmp_path, FORGED[check])))
 
 
+def test_an_example_that_nothing_broke_and_is_not_robust_is_noticed(made, tmp_path):
+    def fell(arrays):
+        arrays["robust"][np.flatnonzero(arrays["robust"] & ~arrays["certified"])[0]] = False
+
+    forged = made.again(tmp_path, fell, n_robust=made.record.n_robust - 1)
+    assert failed(verify_record(forged)) == {"robust"}
+
+
 @pytest.mark.parametrize(
     ("changes", "check"),
     [({"n_contradicted": 3}, "contradicted"), ({"eps_float32": 0.1}, "eps_float32"), ({"ftz": True}, "switches")],
@@ -205,9 +213,22 @@ def test_a_name_that_is_private_here_is_noticed_in_a_record_of_elsewhere(made, m
     assert "private" in failed(verify_record(made.record))
 
 
-def test_a_class_d_certificate_issued_under_tf32_is_noticed(made, tmp_path):
+@pytest.mark.parametrize(
+    ("switch", "value"),
+    [
+        ("cudnn.allow_tf32", True),
+        ("autocast_cpu", True),
+        ("cuda.matmul.allow_bf16_reduced_precision_reduction", True),
+        ("cuda.matmul.allow_fp16_accumulation", True),
+        ("mkldnn.matmul.fp32_precision", "bf16"),
+        ("matmul_precision", "high"),
+    ],
+)
+def test_a_class_d_certificate_issued_in_reduced_precision_is_noticed(made, tmp_path, switch, value):
     payload = json.loads(json.dumps(made.payload))
-    payload["environment"]["switches"]["cudnn.allow_tf32"] = True
+    if switch not in payload["environment"]["switches"]:
+        pytest.skip(f"this torch has no {switch}")
+    payload["environment"]["switches"][switch] = value
     assert failed(verify_record(record.write(tmp_path, payload, made.arrays))) == {"switches"}
 
 
@@ -257,6 +278,35 @@ def test_one_bit_of_a_class_d_bound_is_noticed(made, tmp_path):
         arrays["bound_interval"][i] = np.nextafter(arrays["bound_interval"][i], 0)
 
     assert failed(replay(made, made.again(tmp_path, nudge))) == {"replayed bound interval"}
+
+
+class Rounded(S.DistMethod):
+    """The honest bounds, of a class that leaves the last bits open."""
+
+    def margin_bound(self, net, x, y, eps):
+        from bench import Bound
+
+        return Bound(super().margin_bound(net, x, y, eps).lower, "interval", "F32")
+
+
+@pytest.mark.parametrize(("off", "noticed"), [(1e-6, set()), (1e-2, {"interval"})])
+def test_a_class_f32_bound_may_be_off_by_rounding_and_no_more(made, tmp_path, off, noticed):
+    def lower(arrays):
+        arrays["bound_interval"][arrays["certified"]] -= off
+
+    found = make(tmp_path / "honest", Rounded(), made.net, made.data, made.spec)
+    assert found.arrays["bound_interval"][found.arrays["certified"]].min() > 0.01  # the verdicts stay
+    edited = found.again(tmp_path / "edited", lower)
+    assert failed(replay(found, edited)) == {f"replayed bound {n}" for n in noticed}
+    assert failed(full(found, edited)) == {f"recertified {n}" for n in noticed}
+
+
+def test_a_searched_radius_that_the_certificate_does_not_have_is_noticed(made, tmp_path):
+    def enlarge(arrays):
+        arrays["radius"][np.flatnonzero(arrays["certified"])[0]] += np.float32(0.1)
+
+    found = make(tmp_path / "honest", S.DistMethod(closed=False), made.net, made.data, made.spec)
+    assert "replayed radius" in failed(replay(found, found.again(tmp_path / "edited", enlarge)))
 
 
 def test_a_radius_that_the_certificate_does_not_have_is_noticed(made, tmp_path):
@@ -411,6 +461,13 @@ def test_a_certificate_broken_at_level_2_is_a_finding(made, tmp_path):
     assert failed(findings) == {"certified under a new attack"}
 
 
+def test_a_class_r_certificate_that_falls_at_level_2_is_a_finding_too(made, tmp_path):
+    method = S.DistMethod("clean R")
+    blind = make(tmp_path, method, made.net, made.data, made.spec, attacks=AttackConfig(0, surrogates=0))
+    assert blind.record.n_certified > made.record.n_robust
+    assert failed(full(blind, method=method)) == {"certified under a new attack"}
+
+
 def certified(made, **options):
     recipe = SimpleNamespace(crop=0)
     return verify_certified(made.record, made.method, made.net, made.data, spec=made.spec, recipe=recipe, **options)
@@ -438,6 +495,31 @@ def test_autoattack_on_certified_examples_says_what_it_found(made, monkeypatch):
     (finding,) = certified(made, examples=3)
     assert finding.ok and finding.checked == 3 == len(seen)
     assert set(seen) <= set(made.arrays["index"][made.arrays["certified"]].tolist())
+
+
+@pytest.mark.parametrize("cls", ["D", "R"])
+def test_autoattack_that_breaks_a_certified_example_is_a_finding(made, monkeypatch, tmp_path, cls):
+    from bench import autoattack
+
+    class Breaks:
+        name, flags = "aa_square", {}
+
+        def settings(self, seed):
+            return {"name": self.name}
+
+        def concluded(self, broken, n): ...
+
+        def against(self, net, x, y, ball, *, index, seed):
+            from bench.attack import Outcome
+
+            return Outcome(torch.ones(len(x), dtype=torch.bool), x, torch.zeros(()))
+
+    monkeypatch.setattr(autoattack, "require", lambda: "stub 0")
+    monkeypatch.setattr(autoattack, "parts", lambda classes: [Breaks()])
+    method = S.DistMethod("clean R") if cls == "R" else made.method
+    mine = make(tmp_path, method, made.net, made.data, made.spec, attacks=AttackConfig(0, surrogates=0))
+    (finding,) = certified(mine, examples=3)
+    assert not finding.ok and "certifi" in finding.message
 
 
 def test_autoattack_that_is_not_there_is_said_and_no_failure(made, monkeypatch):

@@ -67,6 +67,23 @@ def test_what_may_not_be_compared_is_refused_with_the_reason(tmp_path, make, cha
     assert found.p is None
 
 
+def test_records_of_other_images_are_not_paired(tmp_path, make):
+    """As many, of the same data set, but others: image by image there is nothing to compare."""
+    a = make(tmp_path / "a", n=500)
+    arrays = {name: values.copy() for name, values in a.arrays().items()}
+    arrays["index"] += 500
+    payload = {k: v for k, v in a.data.items() if k not in ("schema", "id", "arrays")}
+    b = record.write(tmp_path / "b", payload, arrays)
+    found = line(compare.compare(a, b), "certified")
+    assert found.verdict == "not comparable: other images" and found.p is None
+
+
+def test_other_norms_are_not_compared(tmp_path, make):
+    a, b = make(tmp_path / "a", n=500), make(tmp_path / "b", n=500)
+    b = replace(b, data={**b.data, "method": {**b.data["method"], "norm": "l2"}})
+    assert line(compare.compare(a, b), "certified").verdict == "not comparable: norm linf and l2"
+
+
 def test_clean_accuracy_is_comparable_across_eps(tmp_path, make):
     a, b = make(tmp_path, n=500), make(tmp_path, n=500, eps="0.3")
     assert line(compare.compare(a, b), "clean").p is not None

@@ -61,6 +61,17 @@ def test_an_exact_tie_has_two_leaders_in_words_and_captions(tmp_path: Path) -> N
         assert "l_inf-dist net and l_inf-dist net, improved certify most" in captions[kind], kind
 
 
+@pytest.mark.parametrize(("rivals", "told"), [(["ibp"], False), (["ibp", "crown_ibp"], True)])
+def test_many_comparisons_make_a_leader_harder_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rivals: list[str], told: bool
+) -> None:
+    """p = 0.04 once is a difference; twice, corrected by Holm, it is none."""
+    monkeypatch.setattr(findings, "paired_p", lambda *_: 0.04)
+    for method in ["linf_dist", *rivals]:
+        make(tmp_path, n=500, method=method, skill=1.0 if method == "linf_dist" else 0.5)
+    assert ("cannot be told from it" in found(tmp_path).says[0][1][0]) is told
+
+
 def test_a_run_far_below_the_published_clean_accuracy_is_called_failed(tmp_path: Path) -> None:
     theirs = [c for c in published.load() if (c.method, c.dataset, c.eps) == ("groupsort", "mnist", "0.3")]
     for clean, failed in ((-0.5, True), (0.8, False)):

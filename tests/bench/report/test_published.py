@@ -74,6 +74,14 @@ def test_the_headline_is_the_best_that_the_authors_give_then_the_best_of_others(
     assert pick("diffai", "mnist", "0.1").n_test == 500
 
 
+def test_a_number_of_a_few_hundred_images_stands_behind_one_of_the_whole_split(tmp_path):
+    more = GOOD.split("[[cell]]")[1].replace("certified = 91.0", "certified = 95.0\nn_test = 500")
+    whole, part = published.load(write(tmp_path, GOOD + "[[cell]]" + more))
+    assert (whole.n_test, part.n_test) == (None, 500)
+    assert published.headline([part, whole], "x") is whole
+    assert published.headline([part], "x") is part
+
+
 def test_a_cell_of_times_only_is_no_headline():
     times = [c for c in CELLS if c.where == "Table 4"]
     assert len(times) == 5

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from bench import record
-from bench.report import checked, fmt, league, page, paper, published, render, rows, tables
+from bench.report import checked, columns, fmt, league, page, paper, published, render, rows, tables
+from bench.report.cells import daggers
 from bench.report.model import BOLD, MARKS
 
 
@@ -211,6 +212,24 @@ def test_published_numbers_stand_beside_measured_ones_and_below(made):
     assert not {r.data["method"] for r in below.rows} & {"linf_dist", "ibp"}
 
 
+def test_published_marks_tell_whose_number_it_is_and_who_says_so(made):
+    """Of the authors, of somebody else, or quoted by a later paper: three different things."""
+    cells = {c.key: c for c in published.load()}
+    own = next(c for c in cells.values() if c.method == "linf_dist" and c.source.citekey == "zhang2021linf")
+    others = next(c for c in cells.values() if c.method == "ibp" and c.source.citekey == "zhang2021linf")
+    quoted = next(c for c in cells.values() if c.tag == "secondary")
+    assert daggers(own)[0] == "\u2020" and daggers(others)[0] == "\u2021"
+    assert "v" in daggers(quoted) and "v" not in daggers(own)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_part_of_the_images_has_no_difference_to_a_published_number(tmp_path, make, part):
+    make(tmp_path, n=100, n_test=400 if part else 100, method="ibp", eps="0.3")
+    (pool,) = gather(tmp_path).pools
+    row = columns.record_row(pool, pool.members[0])
+    assert row["published_certified"] is not None and ("delta_certified" in row) is not part
+
+
 def test_delta_is_measured_minus_published(made, inputs):
     row = find(made["main_cifar10_8_255"], "l_inf-dist net")
     pool = next(p for p in inputs.pools if p.method == "linf_dist" and p.first.dataset == "cifar10")
@@ -274,6 +293,13 @@ def test_the_league_has_a_column_only_for_budgets_that_a_run_filled_and_says_how
     assert ibp["b1200"].text == ibp["b300"].text and ibp["b300"].text.endswith("(2 min)")
     assert dist["b300"].is_empty and dist["b1200"].text.endswith("(8 min)")
     assert any("hour was run for l_inf-dist net only" in note for note in table.notes)
+
+
+def test_runs_on_part_of_the_images_are_in_no_league(tmp_path, make):
+    make(tmp_path, method="ibp", train_s=100.0)
+    make(tmp_path, method="linf_dist", train_s=100.0, n=100, n_test=400, skill=4.0, reach=0.5)
+    (table,) = [t for t in tables.build(gather(tmp_path)) if t.name == "league_cpu"]
+    assert [row["method"].text for row in table.rows()] == ["IBP"]
 
 
 def test_radii_are_counted_from_the_arrays(made, inputs):

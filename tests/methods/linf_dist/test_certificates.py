@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from bench import DataSpec, Eps, margin, threat
+from bench import DataSpec, Eps, margin, registry, threat
 from methods.interval import U32, affine, margins
 from methods.linf_dist.certificates import (
     TANH_ULPS,
@@ -345,3 +345,21 @@ def test_normalisation_constants_do_not_change_the_radius_in_pixels():
             for value in (*layer.offset.parameters(), *layer.offset.buffers()):
                 value.mul_(2)
     assert torch.allclose(radius, certified_radius(other, x, y), rtol=1e-5, atol=1e-7)
+
+
+def test_smoothed_nets_are_the_net_at_finite_p_and_see_more_pixels():
+    """What attacks follow: the same weights, logits that near the net's as p grows, gradients at many pixels."""
+    net, x, y = net_and_images(0)
+    models = dict(registry.get("linf_dist").attack_models(net))
+    assert set(models) == {"p98", "p34"}
+    assert all(a is b for model in models.values() for a, b in zip(net.parameters(), model.parameters(), strict=True))
+
+    def touched(model):
+        leaf = x.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(margin(model(leaf), y).sum(), leaf)
+        return int((slope != 0).sum())
+
+    assert touched(models["p34"]) > 2 * touched(net)
+    with torch.no_grad():
+        off = [float((models[name](x) - net(x)).abs().max()) for name in ("p98", "p34")]
+    assert 0 < off[0] < off[1]
