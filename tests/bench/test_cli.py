@@ -309,7 +309,7 @@ def test_attack_reports_the_union(folder):
     assert run["later_attacks"] == "" and after["later_attacks"] == "pgd"
     assert after["robust"] == pytest.approx(100 * told["robust_both"] / told["n"])
     compared = json.loads(call("compare", run["cell"], run["cell"], "--json", "--results", folder / "results").stdout)
-    assert compared["a"]["robust"] == after["robust"]
+    assert compared[0]["a"]["robust"] == after["robust"]
 
 
 def test_attack_all_goes_on_after_a_failure_and_does_nothing_twice(folder, tmp_path, monkeypatch):
