@@ -15,6 +15,8 @@ from . import stats
 from .checked import KINDS
 from .pool import Pool, Setting
 
+CERTIFIES = 1  # percent certified from which a row competes for the best clean and robust accuracy
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -44,8 +46,12 @@ class Block:
     def standings(self) -> dict[tuple[int, str], Standing]:
         """(position of the row, kind) -> Standing."""
         found: dict[tuple[int, str], Standing] = {}
+        # Clean accuracy without a certificate is another discipline: it would win every block.
+        certifying = {at for at, p in enumerate(self.pools) if p.percent("certified") >= CERTIFIES}
         for kind in KINDS:
             rows = [at for at, p in enumerate(self.pools) if p.may_be_best and (kind != "certified" or p.cls)]
+            if kind != "certified" and certifying:
+                rows = [at for at in rows if at in certifying]
             if kind == "robust" and len({self.pools[at].suite for at in rows}) > 1:
                 continue  # no column names the suite: a bold among the weakly attacked would look like a win over all
             _, tied = self._tied(kind, rows)

@@ -36,7 +36,8 @@ PRESET_NOTE = (
 
 PUBLISHED_NOTE = (
     "Published: the most certified number that the method's own paper or its authors give, also where a later source "
-    "quotes it, else another paper's; whatever its network and certifier (table Published numbers has them all)."
+    "quotes it, else another paper's; by bounds, as ours are, where there is one, else by a complete verifier; "
+    "whatever its network (table Published numbers has them all)."
 )
 
 

@@ -47,6 +47,12 @@ class Checked:
         )
         return strong and not any(a.get("flags") for a in attacks)
 
+    @property
+    def met_autoattack(self) -> bool:
+        """All its images that were still standing met AutoAttack, in the record or later."""
+        own = any(attack["name"].startswith("aa_") for attack in self.record.data["evaluation"]["attacks"])
+        return own or any(attack.suite == "autoattack" for attack in self.later)
+
     @cached_property
     def index(self) -> np.ndarray:
         """Which official image each example is, [n]; empty if the arrays cannot be read."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..eps import Eps
 from ..record import Record
-from . import fmt, styles
+from . import fmt, limits, styles
 from .cells import (
     ACC,
     ACCURACIES,
@@ -58,6 +58,8 @@ def cost(inputs: Inputs) -> Table:
         "FLOPs: one forward pass of one image; a multiply-accumulate or one |x - w| counts 1, as the papers count.",
         "Per epoch: mean over the run. Per certificate: median of timed batches, per example.",
     ]
+    if apart := limits.spread([p for p in pools if not p.broken]):
+        notes.append(f"Wall clock, with whatever else the machine did{apart}.")
     return table("cost", "Cost", columns, blocks, pools, notes)
 
 
@@ -83,7 +85,7 @@ def attacks(inputs: Inputs) -> Table:
                 rows.append(Row(cells, measured_data(pool)))
         if rows:
             blocks.append(Block(f"{block.setting.title}, preset {block.preset}", rows))
-    notes = ["Attacked: examples that were right and not yet broken when the attack began; lowest seed of each row."]
+    notes = ["Attacked: examples that were right and not yet broken when the attack began; first seed of each row."]
     return table("attacks", "Attacks", columns, blocks, pools, notes)
 
 
@@ -126,13 +128,12 @@ _GRIDS = {True: ("0", "1/255", "2/255", "4/255", "8/255", "16/255"), False: ("0"
 
 
 def radius(inputs: Inputs, dataset: str) -> Table | None:
-    """Certified accuracy at standard radii, median and mean radius, from the stored radii; a block per eps."""
+    """Certified accuracy at standard radii and the mean radius, from the stored radii; a block per eps."""
     levels = dataset in LEVELS
     columns = (
         METHOD,
         *(Column(f"at{i}", f"at {eps}", "up") for i, eps in enumerate(_GRIDS[levels])),
-        Column("median", "Median radius", "up"),
-        Column("mean", "Mean radius", "up", formats=("tex", "html")),
+        Column("mean", "Mean radius", "up"),
     )
     blocks, shown, lines = [], [], []
     for setting in sorted({b.setting for b in inputs.blocks if b.setting.dataset == dataset}):
@@ -156,7 +157,10 @@ def radius(inputs: Inputs, dataset: str) -> Table | None:
         for line in lines
         for eps, count in zip(_GRIDS[levels], line["counts"], strict=True)
     ]
-    notes = ("Percent of all n images; misclassified images count with radius 0. Lowest seed of each row.",)
+    notes = (
+        "Percent of all n images; misclassified images count with radius 0, in the mean (the average certified radius) "
+        "too. First seed of each row.",
+    )
     return replace(made, csv_columns=names, csv_rows=each, notes=notes)
 
 
@@ -168,8 +172,7 @@ def _radius_row(pool: Pool, levels: bool) -> tuple[Row, dict[str, Any]]:
     cells = {"method": method(pool)}
     for at, count in enumerate(counts):
         cells[f"at{at}"] = Cell(fmt.percent(count, pool.n), pool.marks(), sort=float(count), ref=pool.first.id)
-    for key, value in (("median", median), ("mean", mean)):
-        cells[key] = Cell(f"{fmt.significant(value * unit, 3)}{'/255' if levels and value else ''}", sort=value)
+    cells["mean"] = Cell(f"{fmt.significant(mean * unit, 3)}{'/255' if levels and mean else ''}", sort=mean)
     line = {"method": pool.method, "record": pool.first.id, "preset": pool.first.preset, "n": pool.n, "counts": counts}
     return Row(cells, measured_data(pool)), {**line, "median_radius": median, "mean_radius": mean}
 
@@ -195,12 +198,13 @@ def seed_table(inputs: Inputs) -> Table | None:
             places = fmt.decimals(pool.n)
             for key in ACCURACIES:
                 s = pool.over_seeds(KIND_OF[key])
+                uneven = key == "robust" and pool.is_unevenly_attacked
                 counts = {m.record.seed: m.count(KIND_OF[key]) for m in pool.members}
                 each = ", ".join(f"{seed}: {fmt.percent(count, pool.n)}" for seed, count in counts.items())
                 cells = {
                     "method": method(pool), "kind": Cell(key), "k": plain(s.k),
-                    "mean": Cell(fmt.fixed(pool.percent(KIND_OF[key]), places), pool.marks(), sort=s.mean),
-                    "sd": Cell(fmt.fixed(s.sd, places) if s.sd is not None else DASH, sort=s.sd),
+                    "mean": Cell(fmt.fixed(pool.percent(KIND_OF[key]), places), pool.marks(KIND_OF[key]), sort=s.mean),
+                    "sd": Cell("n/a" if uneven else DASH if s.sd is None else fmt.fixed(s.sd, places), sort=s.sd),
                     "low": Cell(fmt.fixed(s.low, places), sort=s.low),
                     "high": Cell(fmt.fixed(s.high, places), sort=s.high),
                     "values": Cell(each),

@@ -7,61 +7,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from . import fmt, limits, stats
+from . import fmt, limits, stats, styles
 from .blocks import Block, paired_p
 from .pool import Pool, leaders
 from .rows import Inputs
 from .wording import is_tuned, name, names, percent
 
-NOTHING = 1  # percent certified below which a row proves "next to nothing"
-FIRST = 5  # rows of a block whose training times are told
+NOTHING = 1  # percent certified below which a row certifies "almost nothing"
 FAILED = 25  # points of clean accuracy below the published one
-UNDECIDED = Fraction(1, 2)  # points between robust and certified that are worth a sentence
 
 
 @dataclass(frozen=True)
 class Findings:
-    """says: (setting and preset, sentences) of every block with two methods; limits: what none of it says."""
+    """What can be read off the tables.
 
+    across: one sentence per block on distance nets and the others; says: (setting and preset, sentences) of every block
+    with two methods; limits: what none of it says.
+    """
+
+    across: Sequence[str]
     says: Sequence[tuple[str, Sequence[str]]]
     limits: Sequence[str]
 
 
 def build(inputs: Inputs) -> Findings:
     """Findings over every block of two or more whole, unbroken rows; nothing at all without records."""
-    says = []
+    across, says = [], []
     for block in inputs.blocks:
         pools = _fit(block)
         if len({p.method for p in pools}) < 2:
             continue
         heading = f"{block.setting.title}, preset {block.preset}, n = {block.n}"
-        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_empty(pools), *_failed(pools)]
-        sentences += [*_costs(pools), *_tuned(pools), *_left_out(block), *_not_run(inputs, block)]
+        across += _families(heading, pools)
+        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_attacked(pools)]
+        sentences += [*_empty(inputs, pools), *_failed(pools), *_unequal(pools), *_tuned(pools)]
+        sentences += [*_left_out(block), *_not_run(inputs, block)]
         says.append((heading, sentences))
-    return Findings(says, limits.build(inputs) if inputs.pools else [])
+    return Findings(across, says, limits.build(inputs) if inputs.pools else [])
 
 
 def _fit(block: Block) -> list[Pool]:
     return [p for p in block.pools if p.may_be_best and p.cls]
 
 
+def _families(heading: str, pools: Sequence[Pool]) -> list[str]:
+    """The best distance net beside the best of the other methods."""
+    ours = next((p for p in pools if styles.is_distance_net(p.method)), None)
+    other = next((p for p in pools if not styles.is_distance_net(p.method)), None)
+    if ours is None or other is None:
+        return []
+    ahead = ours.percent("certified") - other.percent("certified")
+    places = fmt.decimals(pools[0].n)
+    doubt = paired_p(ours, other, "certified") >= 0.05
+    return [
+        f"{heading}: {fmt.points(ahead, places)} points ({name(ours)} {percent(ours, 'certified')}, "
+        f"{name(other)} {percent(other, 'certified')}{'; not separable on these images' if doubt else ''})."
+    ]
+
+
 def _leader(pools: Sequence[Pool]) -> list[str]:
-    """Who proves most, and who cannot be told from it on these images."""
+    """Who certifies most, and who cannot be told from it on these images."""
     best, others, first = pools[0], pools[1:], leaders(pools, "certified")
     if best.percent("certified") < NOTHING:
-        return ["No row proves more than next to nothing."]
+        return ["No row certifies more than almost nothing."]
     adjusted = stats.holm([paired_p(best, p, "certified") for p in others])
     tied = [p for p, value in zip(others, adjusted, strict=True) if value >= 0.05 and p not in first]
     apart = [(p, value) for p, value in zip(others, adjusted, strict=True) if value < 0.05]
     classes = " and ".join(sorted({str(p.cls) for p in first}))
-    verb = "proves" if len(first) == 1 else "prove"
+    verb = "certifies" if len(first) == 1 else "certify"
     text = f"{names(first)} {verb} most, {percent(best, 'certified')} (class {classes})"
     if tied:
         text += f"; on these images {names(tied)} cannot be told from {'it' if len(first) == 1 else 'them'}"
     if apart and apart[0][0].percent("certified") >= NOTHING:
         pool, value = apart[0]
-        proved = f"{percent(pool, 'certified')} (class {pool.cls}, {fmt.p_words(value)})"
-        text += f"; {name(pool)} follows with {proved}"
+        seeds = ", one seed each" if pool.k == best.k == 1 else ""
+        shown = f"{percent(pool, 'certified')} (class {pool.cls}; paired test, Holm: {fmt.p_words(value)}{seeds})"
+        text += f"; {name(pool)} follows with {shown}"
     return [text + "."]
 
 
@@ -71,55 +92,56 @@ def _accurate(pools: Sequence[Pool]) -> list[str]:
     if best.percent("certified") < NOTHING:
         return []
     if first is best:
-        return [f"It is also the most accurate on clean images, {percent(best, 'correct')}."]
-    proved = first.percent("certified")
-    what = "proves next to nothing" if proved < NOTHING else f"proves {percent(first, 'certified')} of all images"
+        return [f"It also has the highest clean accuracy, {percent(best, 'correct')}."]
+    certified = first.percent("certified")
+    what = "but certifies almost nothing" if certified < NOTHING else f"and certifies {percent(first, 'certified')}"
     close = " (not separable on these images)" if paired_p(first, best, "correct") >= 0.05 else ""
     return [
-        f"Most accurate on clean images is {name(first)}, {percent(first, 'correct')}, and {what}; "
+        f"{name(first)} has the highest clean accuracy, {percent(first, 'correct')}, {what}; "
         f"the leader has {percent(best, 'correct')}{close}."
     ]
 
 
 def _undecided(pools: Sequence[Pool]) -> list[str]:
-    """Between what attacks break and what is proved lies what nobody knows."""
-
-    def gap(pool: Pool) -> Fraction:
-        return pool.percent("robust") - pool.percent("certified")
-
-    proving = [p for p in pools if p.percent("certified") >= NOTHING]
-    wide = [p for p in proving if gap(p) > UNDECIDED]
-    close = [p for p in proving if gap(p) <= UNDECIDED]
-    places = fmt.decimals(pools[0].n)
-    found = []
-    if close:
-        images = math.ceil(max(p.count("robust") - p.count("certified") for p in close))
-        found.append(
-            f"Attacks and proofs meet within {images} of {pools[0].n} images for {names(close)}: so well is "
-            "their robust accuracy known."
-        )
-    if wide:
-        most = max(wide, key=gap)
-        points = f"{fmt.fixed(gap(most), places)} points"
-        points = points if len(wide) == 1 else f"up to {points} ({name(most)})"
-        found.append(f"For {names(wide)} {points} are neither broken nor proved.")
-    again = [p for p in proving if all(m.later for m in p.members)]
-    once = [p for p in proving if p not in again]
-    if again and once:
-        found.append(f"Attacked less than the others, some or all seeds by their own records only: {names(once)}.")
-    return found
+    """Between what attacks break and what is certified lies what nobody knows."""
+    certifying = [p for p in pools if p.percent("certified") >= NOTHING]
+    if not certifying:
+        return []
+    open_ = [
+        (math.ceil(Fraction(sum(m.count("robust") - m.count("certified") for m in p.hardest), len(p.hardest))), p)
+        for p in certifying
+    ]
+    each = fmt.names([f"{count} ({name(p)})" for count, p in sorted(open_, key=lambda found: found[0])])
+    return [f"Images that are neither broken nor certified, of {pools[0].n}: {each}."]
 
 
-def _empty(pools: Sequence[Pool]) -> list[str]:
+def _attacked(pools: Sequence[Pool]) -> list[str]:
+    """Who met AutoAttack, if not everybody did: an unbroken image means less where the attack was weaker."""
+    strong = [p for p in pools if all(m.met_autoattack for m in p.members)]
+    weak = [p for p in pools if p not in strong]
+    if not strong or not weak:
+        return []
+    if len(weak) <= len(strong):
+        return [f"Attacked on all images and seeds by PGD only, not by AutoAttack: {names(weak)}."]
+    return [f"Attacked by AutoAttack on all images and seeds: {names(strong)}; the others by PGD only."]
+
+
+def _empty(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
     empty = [p for p in pools if p.percent("certified") < NOTHING]
     if not empty or len(empty) == len(pools):
         return []
     standing = max(empty, key=lambda p: p.count("robust"))
     kinds = " and ".join(sorted({p.certifier for p in empty}))
-    return [
-        f"The certificate of the table ({kinds}) proves next to nothing for {names(empty)}, whatever attacks leave "
-        f"standing (up to {percent(standing, 'robust')}, {name(standing)}); a costlier one may prove more."
-    ]
+    text = (
+        f"The certificate of the table ({kinds}) proves almost nothing for {names(empty)}, although attacks leave up "
+        f"to {percent(standing, 'robust')} standing ({name(standing)})"
+    )
+    ids = {r.id: p for p in empty for r in p.records}
+    known = [(one.count("certified"), one, ids[r.id]) for r, one in inputs.certifications if r.id in ids]
+    if known:
+        count, one, pool = max(known, key=lambda found: (Fraction(found[0], found[1].n), found[1].n))
+        text += f"; {one.certifier} certifies {count} of {one.n} images of {name(pool)} (table Trained with)"
+    return [text + "."]
 
 
 def _failed(pools: Sequence[Pool]) -> list[str]:
@@ -135,16 +157,22 @@ def _failed(pools: Sequence[Pool]) -> list[str]:
     return found
 
 
-def _costs(pools: Sequence[Pool]) -> list[str]:
-    """Rows of one preset share a rule of thumb, not a stopwatch."""
-    if len({machine for p in pools for machine in p.machines}) > 1:
-        return ["Its rows were trained on different machines, so their times are not compared."]
-    first = ", ".join(f"{name(p)} {fmt.seconds(p.train_s)}" for p in pools[:FIRST])
-    fast, slow = min(pools, key=lambda p: p.train_s), max(pools, key=lambda p: p.train_s)
-    return [
-        f"Training took from {fmt.seconds(fast.train_s)} ({name(fast)}) to {fmt.seconds(slow.train_s)} "
-        f"({name(slow)}); of the first rows: {first}. Ranks are not those of equal time."
-    ]
+def _unequal(pools: Sequence[Pool]) -> list[str]:
+    """Rows of one preset share a rule of thumb, neither a network nor a stopwatch."""
+    said = []
+    sized = sorted((p for p in pools if p.cost("params")), key=lambda p: p.cost("params") or 0)
+    if sized and sized[0].cost("params") != sized[-1].cost("params"):
+        small, large = (f"{fmt.si(p.cost('params'))} ({name(p)})" for p in (sized[0], sized[-1]))
+        said.append(f"networks have from {small} to {large} parameters")
+    if len({machine for p in pools for machine in p.machines}) == 1:
+        fast, slow = min(pools, key=lambda p: p.train_s), max(pools, key=lambda p: p.train_s)
+        said.append(
+            f"training took from {fmt.seconds(fast.train_s)} ({name(fast)}) to {fmt.seconds(slow.train_s)} "
+            f"({name(slow)})"
+        )
+    else:
+        said.append("training ran on different machines")
+    return [f"Not equal: {'; '.join(said)}."]
 
 
 def _tuned(pools: Sequence[Pool]) -> list[str]:
@@ -152,7 +180,7 @@ def _tuned(pools: Sequence[Pool]) -> list[str]:
         return []
     tuned = [p for p in pools if is_tuned(p)]
     if len(tuned) == len(pools):
-        return []
+        return ["Every recipe was tuned for this setting, at least in part, on held-out images."]
     if not tuned:
         return ["No recipe was tuned for this setting."]
     return [f"Tuned for this setting, at least in part, on held-out images: {names(tuned)}; the others were not."]

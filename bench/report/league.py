@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import fmt, styles
+from . import fmt, limits, styles
 from .cells import METHOD, accuracy, table
 from .model import Block, Cell, Column, Row, Table
 from .pool import Pool, Setting
@@ -47,8 +47,8 @@ def league(inputs: Inputs, kind: str) -> Table:
         if rows:
             rows.sort(key=lambda row: -max(c.sort for c in row.cells.values() if isinstance(c.sort, float)))
             blocks.append(Block(f"{setting.title}; {device}", rows))
-    limits = [0, *(limit for limit, _ in BUDGETS)]
-    filled = {b for a, b in itertools.pairwise(limits) if any(a < p.train_s <= b for p in shown)}
+    edges = [0, *(limit for limit, _ in BUDGETS)]
+    filled = {b for a, b in itertools.pairwise(edges) if any(a < p.train_s <= b for p in shown)}
     columns = (METHOD, *(Column(f"b{b}", f"\u2264 {name}", "up") for b, name in BUDGETS if b in filled))
     word = "CPU" if kind == "cpu" else "GPU"
     notes = [
@@ -57,6 +57,8 @@ def league(inputs: Inputs, kind: str) -> Table:
         "a longer run keeps its shorter one.",
         *_longer(shown),
     ]
+    if apart := limits.spread(shown):
+        notes.append(f"Wall clock, with whatever else the machine did{apart}: a run just over a budget is not slower.")
     return table(f"league_{kind}", f"Best run within a training time, {word}", columns, blocks, shown, notes)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..reattack import Reattack, newly_broken
 from ..recipe import PRESETS
 from ..record import Record
-from . import fmt
-from .pool import PRESET_MEANS, Pool
+from . import fmt, styles
+from .pool import PRESET_MEANS, Pool, Setting
 from .rows import Inputs
 from .wording import is_tuned, name
 
@@ -34,8 +34,8 @@ def _seeds(pools: Sequence[Pool]) -> list[str]:
         spread = widest.over_seeds("certified")
         found.append(
             f"Where three or more seeds ran ({len(many)} rows), certified accuracy differed by up to "
-            f"{spread.high - spread.low:.2f} points between them ({name(widest)}, {widest.first.dataset} "
-            f"{widest.first.eps})."
+            f"{spread.high - spread.low:.2f} points between them ({name(widest)}, "
+            f"{Setting.of(widest.first.dataset, widest.first.norm, widest.first.eps.fraction).title})."
         )
     return found
 
@@ -49,7 +49,7 @@ def _presets(pools: Sequence[Pool]) -> list[str]:
     paper = sum(pool.first.preset == "paper" for pool in pools)
     return [
         f"Budgets: {len(pools) - paper} of {len(pools)} rows are our own cheap recipes ({what}). They show what such "
-        "runs reached, with unequal times and tuning, and say nothing about what a method reaches with its published "
+        "runs reached, with unequal networks, times and tuning, and say nothing about what a method reaches with its published "
         "network and schedule."
     ]
 
@@ -59,11 +59,17 @@ def _tuning(pools: Sequence[Pool]) -> list[str]:
     untuned = [p for p in own if not is_tuned(p)]
     if not untuned:
         return []
-    those = ", ".join(sorted({name(p) for p in untuned}))
-    return [
-        f"Tuning: {len(untuned)} of {len(own)} cheap recipes were not tuned for their cell ({those}); these methods "
-        "may do better in the same time."
-    ]
+    text = (
+        f"Tuning: {len(untuned)} of {len(own)} cheap recipes were not tuned for their cell; these methods may do "
+        "better in the same time."
+    )
+    ours = [p for p in own if styles.is_distance_net(p.method)]
+    others = [p for p in own if p not in ours]
+    if ours and others:
+        tuned = [sum(is_tuned(p) for p in group) for group in (ours, others)]
+        text += f" Tuned were {tuned[0]} of {len(ours)} rows of distance nets and {tuned[1]} of {len(others)} others"
+        text += ": the comparison leans to the former." if tuned[0] * len(others) > tuned[1] * len(ours) else "."
+    return [text]
 
 
 def _attacks(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
@@ -109,12 +115,12 @@ def _times(pools: Sequence[Pool]) -> list[str]:
         how = f" They compare implementations too: compiled kernels for {fmt.names(compiled)}, else plain torch."
     return [
         f"Times are wall clock on {'; '.join(devices)}, {count} thread{'' if threads == [1] else 's'} each, with "
-        f"whatever else the machine did meanwhile{_spread(pools)}.{how}"
+        f"whatever else the machine did meanwhile{spread(pools)}.{how}"
     ]
 
 
-def _spread(pools: Sequence[Pool]) -> str:
-    """How far times of equal work lie apart: one method, network and number of steps on one machine."""
+def spread(pools: Sequence[Pool]) -> str:
+    """`: times of one ... lie up to 2.0-fold apart ...`: how far equal work on one machine differs; may be empty."""
     train: dict[object, list[float]] = {}
     certify: dict[object, list[float]] = {}
     for r in (r for p in pools for r in p.records):

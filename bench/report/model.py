@@ -14,12 +14,12 @@ MARKS = {  # sign -> legend line, in the order legends print them
     "\u2020": "published, not measured here",
     "\u2021": "published by a paper other than the method's own",
     "v": "taken from a later source that quotes it",
-    "q": "preset quick: minutes on two CPU cores, never comparable with a paper's numbers",
-    "h": "preset hour: about an hour at most on two CPU cores, not the published recipe",
+    "q": "preset quick: minutes on a CPU, never comparable with a paper's numbers",
+    "h": "preset hour: about an hour on a CPU, not the published recipe",
     "sh": "preset short: the published network, fewer epochs",
     "s": "a subset of the test images or classes; n stands in the row",
     "m": "the recipe was changed by hand (the change is named beside the method)",
-    "w": "robust accuracy from less than PGD of 40 steps and 2 restarts, or an attack warned that it may be too high",
+    "w": "robust accuracy from less than PGD of 40 steps and 2 restarts, or AutoAttack warned that it may be too high",
     "a": "after later attacks too (table Attacked again)",
     "e": "eps is not exactly the block's: the paper rounded it",
     "c": "class R, contradicted by an attack on some examples; they count as not certified",
@@ -30,7 +30,8 @@ MARKS = {  # sign -> legend line, in the order legends print them
 }
 
 
-BOLD, BEST = "bold", "best of its block, its interval apart from every other and the paired test without doubt"
+BOLD = "bold"
+BEST = "best of the rows of its block that certify 1 % or more, separated from each by interval and paired test"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from .figures import Spec
 from .fmt import DASH
 from .model import BEST, MARKS, Block, Cell, Column, Row, Table
 from .pool import Pool, Setting
+from .published import Cell as Published
 from .rows import Inputs, lead
 
 _HERE = Path(__file__).parent
@@ -111,7 +112,7 @@ def _cards(inputs: Inputs) -> str:
     wanted = [s for s in inputs.settings() if (s.dataset, s.eps_text) in tables.HEADLINES and not s.norm]
     wanted += [s for s in inputs.settings() if lead(inputs, s) and s not in wanted]
     cards = []
-    for setting in wanted[:8]:
+    for setting in sorted(wanted[:8], key=lambda s: lead(inputs, s) is None):  # what was run first
         pool = _best(inputs, setting)
         lines = [f"<h3>{fmt.html(setting.title)}</h3>"]
         if pool:
@@ -127,7 +128,7 @@ def _cards(inputs: Inputs) -> str:
         best = tables.best_published(inputs, setting)
         if best:
             daggers = published_accuracy(best[0], "certified")
-            names = " and ".join(f"{styles.title(cell.method)}, {cell.source.short}" for cell in best)
+            names = " and ".join(_whose(cell) for cell in best)
             lines.append(
                 f'<p class="pub">best of the published numbers collected here: {_value(daggers, best[0].key)} by '
                 f"{fmt.html(names)}</p>"
@@ -136,15 +137,23 @@ def _cards(inputs: Inputs) -> str:
     return f'<ul class="cards">{"".join(cards)}</ul>'
 
 
+def _whose(cell: Published) -> str:
+    """`SortNet, NeurIPS 2022`, or `CROWN-IBP as another paper ran it, ICML 2025`."""
+    own = styles.own_paper(cell.method) in (None, cell.source.citekey)
+    return f"{styles.title(cell.method)}{'' if own else ' as another paper ran it'}, {cell.source.short}"
+
+
 # --- the table of everything ------------------------------------------------------------------------------------------
 
 
 def _results(inputs: Inputs, found: Sequence[Table]) -> Table:
     """All main tables in one, with data set and preset as columns."""
     first = next((t for t in found if t.name.startswith("main_")), None)
-    own = (Column("setting", "Data, eps", numeric=False), *(c for c in (first.columns if first else ())))
-    at = 2
-    columns = (*own[:at], Column("preset", "Preset", numeric=False), *own[at:])
+    own = {c.key: c for c in (first.columns if first else ())}
+    lead_keys = ("method", "preset", *ACCURACIES, "train_s")  # what it cost stands beside what it bought, in sight
+    own["preset"] = Column("preset", "Preset", numeric=False)
+    order = [key for key in lead_keys if key in own] + [key for key in own if key not in lead_keys]
+    columns = (Column("setting", "Data, eps", numeric=False), *(own[key] for key in order))
     rows = []
     for setting in inputs.settings():
         table = next((t for t in found if t.name == f"main_{setting.slug}"), None)
@@ -325,12 +334,17 @@ def _more_tables(found: Sequence[Table]) -> str:
 
 
 def _findings(found: findings.Findings) -> str:
-    """A paragraph per block, then the limits of all of them."""
+    """The distance nets against the others, a list per block, then the limits of all of them."""
     if not found.limits:
         return "<p>Nothing yet: there are no records.</p>"
-    says = "".join(f"<dt>{fmt.html(head)}</dt><dd>{fmt.html(' '.join(text))}</dd>" for head, text in found.says)
-    limits = "".join(f"<li>{fmt.html(line)}</li>" for line in found.limits)
-    return (f"<dl>{says}</dl>" if says else "") + f"<h3>What it does not say</h3><ul>{limits}</ul>"
+    across = f"<p>{render.ACROSS}:</p>{_list(found.across)}" if found.across else ""
+    says = "".join(f"<dt>{fmt.html(head)}</dt><dd>{_list(text)}</dd>" for head, text in found.says)
+    says = f"<dl>{says}</dl>" if says else ""
+    return f"{across}{says}<h3>What it does not say</h3>{_list(found.limits)}"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{fmt.html(line)}</li>' for line in lines)}</ul>"
 
 
 def _instead(count: int) -> str:

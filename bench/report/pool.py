@@ -17,8 +17,8 @@ PRESET_MARK = {"paper": "", "short": "sh", "hour": "h", "quick": "q"}
 PRESET_MEANS = {
     "paper": "as published",
     "short": "published network, fewer epochs",
-    "hour": "about an hour at most on two CPU cores",
-    "quick": "minutes on two CPU cores",
+    "hour": "about an hour on a CPU",
+    "quick": "minutes on a CPU",
 }
 LEVELS = ("cifar10", "tinyimagenet")  # radii of these are read in 1/255
 
@@ -146,6 +146,17 @@ class Pool:
     @cached_property
     def suite(self) -> str:
         return suite_of(self.members)
+
+    @property
+    def hardest(self) -> tuple[Checked, ...]:
+        """The seeds that met most attacks: what lies between attacks and certificates is least known of the others."""
+        most = max(len(m.later) for m in self.members)
+        return tuple(m for m in self.members if len(m.later) == most)
+
+    @property
+    def is_unevenly_attacked(self) -> bool:
+        """Its seeds met different attacks, so that their robust accuracies differ by that too."""
+        return len({suite_of([m]) for m in self.members}) > 1
 
     @property
     def is_weakly_attacked(self) -> bool:

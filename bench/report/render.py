@@ -22,9 +22,14 @@ def head(column: Column) -> str:
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
+ACROSS = "Certified accuracy of the best l_inf-distance net minus that of the best other method, block by block"
+
+
 def findings(found: Findings) -> str:
-    """A list entry per block, then the limits of all of them."""
-    lines = [f"- **{fmt.md(heading)}.** {fmt.md(' '.join(text))}" for heading, text in found.says]
+    """The distance nets against the others, a list per block, then the limits of all of them."""
+    lines = [f"{ACROSS}:", "", *(f"- {fmt.md(line)}" for line in found.across), ""] if found.across else []
+    for heading, text in found.says:
+        lines += [f"- **{fmt.md(heading)}**", *(f"  - {fmt.md(sentence)}" for sentence in text)]
     if found.limits:
         lines += ["", "What it does not say:", "", *(f"- {fmt.md(line)}" for line in found.limits)]
     return "\n".join(lines or ["Nothing yet: there are no records."]) + "\n"

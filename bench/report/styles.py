@@ -30,6 +30,7 @@ class Style:
     """How one method looks in every figure. `hollow`: the marker is drawn unfilled."""
 
     slot: int
+    tint: int  # the slot of its colours
     light: str
     dark: str
     marker: str
@@ -62,16 +63,17 @@ def style(method: str, taken: Iterable[Style] = ()) -> Style:
         slot, variant = _at(method)
     else:
         slot, variant = PLUGIN_SLOTS[hashlib.sha256(method.encode()).digest()[0] % 4], 1
-    look = _table()["slot"][slot]
+    look, tint = _table()["slot"][slot], entry.get("tint", slot)
+    colors = _table()["slot"][tint]
     dash = _DASHES[(_DASHES.index(look["dash"]) + (variant if known else 0)) % 4]
     hollow = bool(variant) and "marker" not in entry
     marker = _HOLLOW_AFTER[look["marker"]] if hollow else entry.get("marker", look["marker"])
-    found = Style(slot, look["light"], look["dark"], marker, dash, hollow, known)
+    found = Style(slot, tint, colors["light"], colors["dark"], marker, dash, hollow, known)
     if not known:
         used = {(s.marker, s.hollow) for s in taken}
         order = [found.marker, *(_table()["slot"][s]["marker"] for s in PLUGIN_SLOTS), "v", ">", "<", "p", "h"]
         free = next((m for m in order if (m, True) not in used), found.marker)
-        found = Style(slot, look["light"], look["dark"], free, dash, True, False)
+        found = Style(slot, slot, look["light"], look["dark"], free, dash, True, False)
     return found
 
 
@@ -86,6 +88,11 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 def title(method: str) -> str:
     """As tables print a method that is only published; a record brings its own title."""
     return str(_table()["method"].get(method, {}).get("title", method))
+
+
+def is_distance_net(method: str) -> bool:
+    """A net of l_inf-distance neurons, what this suite exists for, by the name of the method."""
+    return method.startswith("linf_dist")
 
 
 def own_paper(method: str) -> str | None:

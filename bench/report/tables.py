@@ -40,6 +40,7 @@ from .pool import PRESET_MEANS, Pool, Setting
 from .published import Cell as Published
 from .published import fullest
 from .rows import Inputs, lead
+from .wording import name
 
 HEADLINES = (
     ("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "2/255"), ("cifar10", "8/255"), ("tinyimagenet", "1/255"),
@@ -47,7 +48,7 @@ HEADLINES = (
 
 
 def describe(block: Rows) -> str:
-    """`Preset quick (minutes on two CPU cores), n = 10000, interval +-0.96 at 40 %`."""
+    """`Preset quick (minutes on a CPU), n = 10000, interval +-0.96 at 40 %`."""
     best = max(float(p.count("certified")) for p in block.pools)
     lo, hi = stats.wilson(best, block.n)
     value = 100 * best / block.n
@@ -63,17 +64,27 @@ def describe(block: Rows) -> str:
 def protocol(blocks: Iterable[Rows]) -> list[str]:
     """What robust and certified mean in these blocks: the attack suites by name, and who was attacked by which."""
     suites: dict[str, set[str]] = {}
-    for block in blocks:
+    many = len(found := list(blocks)) > 1
+    for block in found:
         for pool in block.pools:
-            suites.setdefault(pool.suite, set()).add(pool.method)
+            suites.setdefault(pool.suite, set()).add(name(pool) + (f" {block.preset}" if many else ""))
     if not suites:
         return []
     if len(suites) == 1:
         text = next(iter(suites))
     else:
-        text = "; ".join(f"{suite} ({', '.join(sorted(suites[suite]))})" for suite in sorted(suites))
+        text = "; ".join(f"{suite}: {fmt.names(sorted(suites[suite]))}" for suite in sorted(suites))
+    more = [
+        meaning
+        for word, meaning in (
+            ("pgd_p", "pgd_pN is PGD guided by the same net at exponent N, whose gradients touch many pixels"),
+            ("autoattack", "later autoattack is a longer PGD and then AutoAttack's standard four on what is left"),
+        )
+        if word in text
+    ]
     return [
-        f"Robust: right and surviving every attack of the suite (steps \u00d7 restarts): {text}. An upper bound.",
+        "Robust: right and surviving every attack of the suite (steps \u00d7 restarts), an upper bound. Suites: "
+        f"{text}. {'; '.join(more)}{'.' * bool(more)}".strip(),
         "Certified: right and proved so for the whole ball; in brackets its class (D: every deployed bit, F32: every "
         "float32 evaluation, R: real arithmetic only). A lower bound.",
     ]
@@ -100,8 +111,9 @@ def main(inputs: Inputs, setting: Setting) -> Table:
     ran = {p.method for p in pools}
     only = [c for m in sorted(inputs.published_of.get(setting, {})) if (c := inputs.headline_of(setting, m))]
     only = [c for c in only if c.method not in ran]
-    printed = {c.key for c in only} | {p.published.key for p in pools if p.published}
-    only += [c for c in best_published(inputs, setting) if c.key not in printed]
+    shown = [*only, *(p.published for p in pools if p.published)]
+    printed = {(c.method, c.certified) for c in shown}
+    only += [c for c in best_published(inputs, setting) if (c.method, c.certified) not in printed]
     only.sort(key=lambda c: (-(c.certified if c.certified is not None else -1), c.method))
     if only:
         blocks.append(Block("Published, not measured here", [published_only(c) for c in only]))
@@ -167,13 +179,16 @@ def headline(inputs: Inputs) -> Table:
             row = main_row(of, at)
             cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell(pool.first.preset)}
             cells["published"] = published_accuracy(pool.published, "certified") if pool.published else Cell()
-            if others:  # bold is won within one preset and would be read across all
-                cells = {key: replace(cell, bold=False) for key, cell in cells.items()}
+            if others:  # bold and ties are of one preset and would be read across all
+                cells = {
+                    key: replace(cell, bold=False, marks=tuple(m for m in cell.marks if m != "t"))
+                    for key, cell in cells.items()
+                }
             rows.append(Row(cells, row.data))
             pools.append(pool)
         best = best_published(inputs, setting)
-        printed = {cell.key for of, at in shown if (cell := of.pools[at].published)}
-        if best and not {cell.key for cell in best} & printed:
+        printed = {(cell.method, cell.certified) for of, at in shown if (cell := of.pools[at].published)}
+        if best and not {(cell.method, cell.certified) for cell in best} & printed:
             row = published_only(best[0])
             cells = {**row.cells, "setting": setting_cell(setting), "preset": Cell("published"), "certified": Cell()}
             if len(best) > 1:  # an exact tie: what they share stands in the row
@@ -181,8 +196,12 @@ def headline(inputs: Inputs) -> Table:
                 cells |= {"method": replace(row["method"], text=names), "clean": Cell(), "robust": Cell()}
             cells |= {"published": row["certified"]}
             rows.append(Row(cells, row.data))
-    notes = [f"{PUBLISHED_NOTE} The last row of a setting is the best of those collected, if no row above names it."]
-    return table("headline", "Best certified accuracy, setting by setting", columns, [Block("", rows)], pools, notes)
+    notes = [
+        "Of every setting the four rows that certify most with the preset of most rows, the two best of every other "
+        "preset, and the best published number of those collected, if no row above names it.",
+        PUBLISHED_NOTE,
+    ]
+    return table("headline", "Most certified, setting by setting", columns, [Block("", rows)], pools, notes)
 
 
 def gap(inputs: Inputs) -> Table:
@@ -232,7 +251,7 @@ def all_published(inputs: Inputs) -> Table:
     for setting in sorted(inputs.published_of):
         rows = []
         by_method = inputs.published_of[setting]
-        for cell in (c for name in sorted(by_method, key=styles.order) for c in by_method[name]):
+        for cell in (c for method_id in sorted(by_method, key=styles.order) for c in by_method[method_id]):
             rows.append(
                 Row(
                     {

@@ -12,6 +12,7 @@ from ..pool import Pool, Setting, leaders
 from ..rows import Inputs
 from .canvas import (
     DOUBLE,
+    GREY,
     add_axes,
     add_legend,
     legend_height,
@@ -56,6 +57,16 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         }
         for p in pools
     ]
+    base = {p["method"]: [p["train_s"], p["y"]] for p in points}
+    longer = [
+        {
+            "method": p.method, "preset": p.first.preset, "train_s": round(p.train_s, 4),
+            "y": percent(p.percent("certified")), "yerr": [round(v, 4) for v in p.interval("certified")],
+            "base": base[p.method], **looks[p.method],
+        }
+        for other in inputs.blocks_of(setting) if other is not block and other.n == block.n and not other.is_subset
+        for p in sound(other) if p.cls and p.method in base and p.machines == [(name, threads)]
+    ]  # fmt: skip
     first = leaders(pools, "certified")
     best = min(first, key=lambda p: (p.train_s, p.method))
     fast = min(pools, key=lambda p: (p.train_s, p.method))
@@ -69,9 +80,12 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
     if compiled and len(compiled) < len(pools):
         alt += f" On compiled kernels: {fmt.names(compiled)}; the others on plain torch."
     rows = [
-        {"method": p["method"], "train_s": p["train_s"], "certify_ms": p["certify_ms"], "certified": p["y"]}
-        for p in points
-    ]
+        {"method": p["method"], "preset": p.get("preset", block.preset), "train_s": p["train_s"],
+         "certify_ms": p.get("certify_ms"), "certified": p["y"]}
+        for p in (*points, *longer)
+    ]  # fmt: skip
+    if longer:
+        alt += f" Joined to their own point: {fmt.names([_longer(p) for p in longer])}."
     floor = lowest_shown([p["y"] for p in points])
     data = {
         "points": [p for p in points if p["y"] >= floor],
@@ -80,19 +94,24 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             for point, p in zip(points, pools, strict=True)
             if point["y"] < floor
         ],
+        "longer": [p for p in longer if p["base"][1] >= floor],
         "device": fmt.printable(device),
         "under": under(block),
     }
     title = f"Certified accuracy against cost: {setting.title}"
-    columns = ("method", "train_s", "certify_ms", "certified")
+    columns = ("method", "preset", "train_s", "certify_ms", "certified")
     return Spec(f"cost_{setting.slug}", "cost", title, alt, data, columns, rows, ids(pools), setting)
 
 
+def _longer(point: Mapping[str, Any]) -> str:
+    return f"{point['method']} {point['preset']} {fmt.fixed(point['y'], 2)} % after {fmt.seconds(point['train_s'])}"
+
+
 def draw(data: Mapping[str, Any]) -> Figure:
-    """One panel of training times, one of times per certificate where these are known."""
+    """One panel of training times, with other presets joined on, one of times per certificate where these are known."""
     from matplotlib.ticker import MaxNLocator
 
-    points = data["points"]
+    points, longer = data["points"], data["longer"]
     labels = [p["label"] for p in points]
     foot = legend_height(labels, DOUBLE)
     figure = new_figure(DOUBLE, 2.35 + foot)
@@ -103,7 +122,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
     if timed:
         panels.append(("certify_ms", "time per certificate", timed, _milliseconds))
     handles: list[Any] = []
-    low, top = min(min(p["yerr"]) for p in points), max(max(p["yerr"]) for p in points)
+    low, top = min(min(p["yerr"]) for p in (*points, *longer)), max(max(p["yerr"]) for p in (*points, *longer))
     near = top - low < 25 < low  # nothing could be read off an axis that starts at 0
     for at, (key, name, shown, text) in enumerate(panels):
         ax = add_axes(figure, 0.55 + at * 3.3, 0.4 + foot, 2.75, 1.7)
@@ -112,8 +131,14 @@ def draw(data: Mapping[str, Any]) -> Figure:
             (line,) = ax.plot([p[key]], [p["y"]], linestyle="none", zorder=3, gid=f"m-{p['method']}-{key}", **marker(p))
             if at == 0:
                 handles.append(line)
+        for p in longer if at == 0 else ():
+            ax.plot([p["base"][0], p["train_s"]], [p["base"][1], p["y"]], color=p["color"], linewidth=0.6, zorder=1)
+            ax.plot([p["train_s"]] * 2, p["yerr"], color=p["color"], linewidth=0.7, zorder=2)
+            ax.plot([p["train_s"]], [p["y"]], linestyle="none", zorder=3, **marker(p))
+            ax.annotate(p["preset"], (p["train_s"], p["y"]), (5, 0), textcoords="offset points", fontsize=6,
+                        va="center", color=GREY)  # fmt: skip
         ax.set_xscale("log")
-        _log_ticks(ax, [p[key] for p in shown], text)
+        _log_ticks(ax, [p[key] for p in (*shown, *(longer if at == 0 else ()))], text)
         if near:
             pad = max(0.15 * (top - low), 0.5)
             bottom, high = low - pad, min(100.5, top + pad)

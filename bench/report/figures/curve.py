@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from .canvas import (
     value_grid,
     write_under,
 )
-from .spec import Spec, certify, ids, label, looks_of, percent, radii_of, sound, under
+from .spec import Spec, certify, ids, label, looks_of, lowest_shown, percent, radii_of, sound, under
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +78,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         "series": series,
         "eps": eps,
         "levels": setting.dataset in LEVELS,
+        "bottom": _bottom([s["certified"] for s in series]),
         "under": under(block, lowest_seed=True),
     }
     columns = ("method", "record", "radius", "n_certified", "n", "certified")
@@ -87,6 +89,13 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
 def _reach(radius: np.ndarray) -> float:
     """The radius that half a percent of all images still reach."""
     return float(np.quantile(radius, 0.995))
+
+
+def _bottom(certified: Sequence[float]) -> int:
+    """Where the axis begins: 0, or where the rows that certify most can be told apart at eps, if that is above half."""
+    low = lowest_shown(certified)
+    begin = math.floor((low - 0.8 * (100 - low)) / 5) * 5
+    return begin if begin >= 50 else 0
 
 
 def draw(data: Mapping[str, Any]) -> Figure:
@@ -108,11 +117,15 @@ def draw(data: Mapping[str, Any]) -> Figure:
         ring = {**look, "markerfacecolor": "white", "markeredgecolor": s["color"], "markeredgewidth": 0.9}
         ax.plot([data["eps"]], [s["robust"]], linestyle="none", gid=f"r-{s['method']}", zorder=4, **ring)
         handles.append(line)
-    percent_axis(ax, max(max(s["y"]) for s in series))
+    top = max(max(s["y"]) for s in series)
+    if bottom := data["bottom"]:
+        ax.set_ylim(bottom, min(100.5, top + 0.05 * (top - bottom)))
+    else:
+        percent_axis(ax, top)
     radius_axis(ax, x[-1], data["levels"])
     value_grid(ax)
     ax.set_xlabel("radius (pixel units); hollow: robust at the dashed eps")
-    ax.set_ylabel("certified %")
+    ax.set_ylabel("certified %, axis not from 0" if bottom else "certified %")
     add_legend(figure, handles, labels, SINGLE)
     write_under(figure, data["under"])
     return figure

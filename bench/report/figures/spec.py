@@ -59,7 +59,7 @@ def looks_of(pools: Sequence[Pool]) -> dict[str, dict[str, Any]]:
 
 def look(s: styles.Style) -> dict[str, Any]:
     """Colour, marker, dash and fill of one style, as JSON."""
-    return {"color": s.light, "marker": s.marker, "dash": s.dash, "hollow": s.hollow, "slot": s.slot}
+    return {"color": s.light, "marker": s.marker, "dash": s.dash, "hollow": s.hollow, "slot": s.tint}
 
 
 def label(pool: Pool, *, alone: bool = False) -> str:
@@ -76,7 +76,9 @@ def label(pool: Pool, *, alone: bool = False) -> str:
 def under(block: Block, *, lowest_seed: bool = False) -> str:
     """The line every figure of a block carries: what was measured, on how many images; of which seed, if of one."""
     n = f"n = {block.n}" + (" (subset)" if block.is_subset else "")
-    seed = "; lowest seed" if lowest_seed and any(p.k > 1 for p in block.pools) else ""
+    first = {p.first.seed for p in block.pools}
+    which = f"seed {min(first)}" if len(first) == 1 else "first seed of each"
+    seed = f"; {which}" if lowest_seed and any(p.k > 1 for p in block.pools) else ""
     return f"{block.setting.title}; preset {block.preset}; {n}{seed}"
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = (
-    ("loss", "Training loss"),
-    ("train_acc", "Training accuracy %"),
+    ("loss", "Loss, each its own"),
+    ("train_acc", "Accuracy on what is trained on %"),
     ("p", "Exponent p"),
     ("eps", "Training radius"),
 )
@@ -36,6 +36,8 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             continue
         keep = _thin(len(history), 120)
         values = {key: [_scalar(history[i].get(key)) for i in keep] for key, _ in PANELS}
+        if not pool.first.data["recipe"]["fields"].get("eps_train", True):  # the schedule of a radius it never uses
+            values["eps"] = [None] * len(keep)
         share = [round(100.0 * (i + 1) / len(history), 3) for i in keep]
         series.append({"method": pool.method, "label": label(pool), "x": share, "values": values, **looks[pool.method]})
         rows += [

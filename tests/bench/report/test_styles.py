@@ -24,7 +24,7 @@ def contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("slot", range(14))
+@pytest.mark.parametrize("slot", range(16))
 def test_every_colour_stands_out_from_its_ground(slot, theme):
     assert contrast(SLOTS[slot][theme], GROUND[theme]) >= 3.0
 
@@ -40,7 +40,7 @@ def test_no_two_methods_share_marker_and_dash():
     [("linf_dist", 0, "#1F3FBF", "o"), ("linf_dist_v2", 1, "#9A3200", "D"), ("ibp", 2, "#7896C3", "^"),
      ("crown_ibp", 3, "#0F7F60", "v"), ("groupsort", 4, "#B97F20", "s"), ("sortnet", 5, "#4A0048", "P"),
      ("sabr", 6, "#F01F87", "X"), ("linf_dist_mlp", 7, "#8F45F0", ">"), ("pgd", 8, "#4A4A4A", "*"),
-     ("standard", 9, "#000000", "+"), ("ibp_shi", 2, "#7896C3", "<"), ("crown_ibp_fusion", 3, "#0F7F60", "h")],
+     ("standard", 9, "#000000", "+"), ("ibp_shi", 2, "#34506F", "<"), ("crown_ibp_fusion", 3, "#45A56A", "h")],
 )  # fmt: skip
 def test_slots_are_never_reassigned(method, slot, color, marker):
     found = styles.style(method)
@@ -48,10 +48,10 @@ def test_slots_are_never_reassigned(method, slot, color, marker):
 
 
 @pytest.mark.parametrize(("name", "marker", "hollow"), [("crown_ibp_shi", "v", True), ("crown_ibp_fusion", "h", False)])
-def test_a_variant_keeps_the_family_colour_and_goes_hollow_or_has_its_own_marker(name, marker, hollow):
+def test_a_variant_keeps_the_family_colour_or_has_a_tint_and_marker_of_its_own(name, marker, hollow):
     """Published points are hollow too, so a method that is trained here must not look like its relative's."""
     base, variant = styles.style("crown_ibp"), styles.style(name)
-    assert variant.light == base.light
+    assert (variant.light == base.light) is hollow
     assert (variant.marker, variant.hollow) == (marker, hollow)
     assert variant.dash != base.dash
 
