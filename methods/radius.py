@@ -14,8 +14,10 @@ from .box import run
 from .interval_net import check, ibp_margin_at
 from .nets import ReluNet
 
-HALVINGS = 6  # of [0, 1], before secants take over
-ROUNDS = 9  # bound calls per example at most, in either stage
+HALVINGS = 6  # of [0, 1], before secants take over in that search
+ROUNDS = 9  # secants of the search without rounding control
+LONGEST = 48  # bound calls per example at most
+SMALLEST = 1e-6  # a radius below it counts as 0: half a ten-thousandth of a grey level
 FIRST_STEP = 2e-3  # relative: rounding control seldom costs more of a radius than this
 CLOSE = 1e-6  # relative width of a bracket that is narrow enough
 AIM = 3e-7  # relative: how far below its estimate of the root a secant aims, so that it lands on the certified side
@@ -31,12 +33,14 @@ class _Bracket:
     bad: Tensor
     at_good: Tensor
     at_bad: Tensor
+    held: Tensor  # bool: the last probe moved `good`
 
     @classmethod
     def whole(cls, gap: Tensor) -> _Bracket:
         """[0, 1]; gap [B] float64 is the margin at radius 0."""
         zero = torch.zeros(gap.shape, dtype=torch.float32, device=gap.device)
-        return cls(zero, torch.ones_like(zero), gap.clone(), torch.full_like(gap, -torch.inf))
+        held = torch.zeros_like(gap, dtype=torch.bool)
+        return cls(zero, torch.ones_like(zero), gap.clone(), torch.full_like(gap, -torch.inf), held)
 
     @property
     def known(self) -> Tensor:
@@ -50,19 +54,21 @@ class _Bracket:
         return ((self.good.double() + (self.bad - self.good).double() * share) * (1 - AIM)).float()
 
     def probe(self, certify: Certify, radius: Tensor) -> None:
-        """Move an end to `radius`. An end that stays loses half its weight (Illinois), else it might stay for ever."""
+        """Move an end to `radius`. One that stays twice in a row loses half its weight (Illinois)."""
         radius = torch.maximum(radius, self.good).clamp(max=1.0)
         bound, known = certify(radius), self.known
         held = bound > 0
+        again = known & (held == self.held)
         self.at_good, self.at_bad = (
-            torch.where(held, bound, torch.where(known, self.at_good / 2, self.at_good)),
-            torch.where(held, torch.where(known, self.at_bad / 2, self.at_bad), bound),
+            torch.where(held, bound, torch.where(again, self.at_good / 2, self.at_good)),
+            torch.where(held, torch.where(again, self.at_bad / 2, self.at_bad), bound),
         )
         self.good, self.bad = torch.where(held, radius, self.good), torch.where(held, self.bad, radius)
+        self.held = held
 
     def narrow(self) -> bool:
         """Whether every bracket is: waits for the device."""
-        return bool((self.bad - self.good <= CLOSE * self.bad).all())
+        return bool(((self.bad - self.good <= CLOSE * self.bad) | (self.bad <= SMALLEST)).all())
 
 
 @torch.no_grad()
@@ -98,21 +104,33 @@ def _search(net: ReluNet, x: Tensor, y: Tensor, gap: Tensor) -> Tensor:
 
 
 def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
-    """The largest radius, [B] float32, at which `certify` holds, started at `guess` [B] float32.
+    """The largest radius, [B] float32, at which `certify` holds, to about a millionth of it; sought from `guess` [B].
+
+    Where the bound is not monotone it is one at which it holds and just above which it fails. Steps outward grow until
+    the bound holds at one end and fails at the other, then secants close in, or the middle where three of them did not
+    halve the bracket. 0 below SMALLEST.
 
     Args:
-        gap: [B] float64, the margin at radius 0; where it is not positive nothing is sought.
+        gap: [B] float64, the margin at radius 0; where it is not positive nothing is sought, and the radius is 0.
     """
     bracket = _Bracket.whole(gap)
     width = torch.full_like(guess, FIRST_STEP)
     hopeless = gap <= 0
-    for _ in range(ROUNDS):
+    spans = [torch.full_like(guess, torch.inf)] * 3  # widths of the bracket before the last three probes
+    for _ in range(LONGEST):
         below, above = bracket.good == 0, torch.isinf(bracket.at_bad)
-        further = torch.where(below, guess * (1 - width), guess * (1 + width))
-        bracket.probe(certify, torch.where(below | above, further, bracket.secant()))
+        down = torch.minimum(bracket.bad, guess) * (1 - width.clamp(max=0.9))
+        up = torch.maximum(bracket.good, guess) * (1 + width)
+        span = bracket.bad - bracket.good
+        slow = span > spans[0] / 2  # three secants did not halve it
+        least = 0.9 * CLOSE * bracket.bad  # nearer an end than this nothing is learnt
+        inner = torch.where(slow, (bracket.good + bracket.bad) / 2, bracket.secant())
+        inner = torch.maximum(torch.minimum(inner, bracket.bad - least), bracket.good + least)
+        spans = [*spans[1:], torch.where(below | above | slow, torch.full_like(span, torch.inf), span)]
+        bracket.probe(certify, torch.where(below, down, torch.where(above, up, inner)))
         missed = (bracket.good == 0) | (torch.isinf(bracket.at_bad) & ~below)  # the end lies further out
-        width = torch.where(missed, (width * 8).clamp(max=0.9), width)
+        width = torch.where(missed, (width * 8).clamp(max=1.0), width)
         bracket.bad = torch.where(hopeless, bracket.good, bracket.bad)
         if bracket.narrow():
             break
-    return bracket.good
+    return torch.where(hopeless, torch.zeros_like(bracket.good), bracket.good)

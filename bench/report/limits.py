@@ -49,8 +49,8 @@ def _presets(pools: Sequence[Pool]) -> list[str]:
     paper = sum(pool.first.preset == "paper" for pool in pools)
     return [
         f"Budgets: {len(pools) - paper} of {len(pools)} rows are our own cheap recipes ({what}). They show what such "
-        "runs reached, with unequal networks, times and tuning, and say nothing about what a method reaches with its published "
-        "network and schedule."
+        "runs reached, with unequal networks, times and tuning, and say nothing about what a method reaches with its "
+        "published network and schedule."
     ]
 
 

@@ -1,0 +1,73 @@
+"""Certified radii: what is found is certified, and nothing noticeably larger is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.threat import box_float32
+from methods import crown
+from methods.nets import ReluNet
+from methods.radius import LONGEST, SMALLEST, refine
+
+GUESS = 0.05
+ONE = torch.ones(1, dtype=torch.float64)
+CURVES: dict[str, Callable[[Tensor, float], Tensor]] = {  # bound at a radius [1], zero at the second argument
+    "straight": lambda r, root: root - r,
+    "steeper and steeper": lambda r, root: math.exp(30 * root) - torch.exp(30 * r),
+    "flatter and flatter": lambda r, root: torch.exp(-20 * r) - math.exp(-20 * root),
+    "a cliff at its root": lambda r, root: (root - r).sign() * (root - r).abs() ** 0.3,
+}
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 0.05, 0.5, 0.999, 1.0, 1.001, 1.5, 1.95, 3, 10, 19])
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_root_is_found_however_far_the_guess_is_off(curve: str, ratio: float) -> None:
+    calls: list[float] = []
+
+    def certify(radius: Tensor) -> Tensor:
+        calls.append(float(radius))
+        return CURVES[curve](radius.double(), GUESS * ratio)
+
+    found = float(refine(certify, torch.tensor([GUESS]), ONE))
+    assert certify(torch.tensor([found])) > 0
+    assert found == pytest.approx(GUESS * ratio, rel=3e-6)
+    assert len(calls) <= (12 if curve == "straight" else LONGEST)
+
+
+def test_what_holds_everywhere_is_one_and_what_holds_nowhere_is_nothing() -> None:
+    def everywhere(radius: Tensor) -> Tensor:
+        return torch.ones(len(radius), dtype=torch.float64)
+
+    assert float(refine(everywhere, torch.tensor([GUESS]), ONE)) == 1.0
+    assert float(refine(lambda radius: -everywhere(radius), torch.tensor([GUESS]), ONE)) == 0.0
+    assert float(refine(everywhere, torch.tensor([GUESS]), 0 * ONE)) == 0.0  # a tie has no radius
+    assert float(refine(lambda r: SMALLEST / 4 - r.double(), torch.tensor([GUESS]), ONE)) == 0.0
+
+
+def test_examples_of_a_batch_do_not_disturb_each_other() -> None:
+    roots = torch.tensor([1e-4, 0.03, 0.05, 0.4, 0.9], dtype=torch.float64)
+    guess = torch.full((5,), GUESS)
+    found = refine(lambda r: roots**2 - r.double() ** 2, guess, torch.ones(5, dtype=torch.float64))
+    assert torch.allclose(found.double(), roots, rtol=3e-6, atol=0)
+    assert bool((roots**2 - found.double() ** 2 > 0).all())
+
+
+def test_linear_bounds_certify_their_radius_and_nothing_larger(
+    arch: str, small_net: Callable[..., ReluNet], images: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    """They reach several times further than intervals, from which the search starts."""
+    net, (x, _) = small_net(arch), images(arch, 6)
+    y = net(x).detach().argmax(1)
+    radius = crown.certified_radius(net, x, y)
+
+    def bound(scale: float) -> Tensor:
+        return crown._margins(net, *box_float32(x, (radius * scale).float()), y)[1]
+
+    assert bool((radius > 0).all() & (radius < 1).all())
+    assert bool((bound(1.0) > 0).all())
+    assert float((bound(1 + 1e-4) > 0).double().mean()) < 0.2  # the bound is not exactly monotone
