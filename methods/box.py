@@ -2,7 +2,7 @@
 
 Interval arithmetic after arXiv 1810.12715; batch norm uses the statistics of the clean batch in all three streams and
 lets gradients flow into them (arXiv 2103.17268). Rounded to nearest, so these bounds train and certify nothing;
-`methods.interval` certifies.
+`methods.interval_net` certifies.
 """
 
 from __future__ import annotations
@@ -236,10 +236,13 @@ def _statistics(norm: nn.Module, clean: Tensor | None) -> tuple[Tensor | None, T
     if norm.training:
         if clean is None:
             raise ValueError("batch norm in training mode needs the clean batch: run(..., clean=True)")
+        if clean.numel() == clean.shape[1]:
+            raise ValueError("a batch of one image has no batch statistics; choose another --set batch_size=...")
+        if norm.momentum is None:
+            raise ValueError("a batch norm with a cumulative average (momentum=None) has no bound pass in training")
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked += 1
-        rate = 0.1 if norm.momentum is None else norm.momentum
-        moved = (norm.running_mean, norm.running_var, rate, norm.eps)
+        moved = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
         return box_ops.BatchStatistics.apply(clean, norm.weight, norm.bias, *moved)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
@@ -264,8 +267,8 @@ def pool_kernel(module: nn.AvgPool2d) -> int:
         ValueError: it is another kind of pooling.
     """
     kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
-    if kernel[0] != kernel[1] or stride != kernel or padding != (0, 0) or module.ceil_mode:
-        raise ValueError(f"{module}: only square blocks without overlap or padding have a bound here")
+    if kernel[0] != kernel[1] or stride != kernel or padding != (0, 0) or module.ceil_mode or module.divisor_override:
+        raise ValueError(f"{module}: only means of square blocks without overlap or padding have a bound here")
     return kernel[0]
 
 

@@ -18,9 +18,10 @@ from torch.nn import functional
 from bench import Bound, DataSpec, Eps, Losses, Method, Recipe, Step, bounded, margin, register
 
 from .groupsort_bounds import certificates, certified_radius, interval_bound
+from .lookalikes import refuse_lookalikes
 from .relu import accuracy, shortened
 
-PAPER = "cemanil/LNets, fc_classification_l_inf_margin.json"
+PAPER = "cemanil/LNets, fc_classification_l_inf_margin.json; the last epoch, not the best on held-out images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def project_rows(weight: Tensor, tight: bool) -> Tensor:
     ranks = torch.arange(1, weight.shape[1] + 1, device=weight.device, dtype=weight.dtype)
     excess = (sorted_.cumsum(dim=1) - 1) / ranks  # the threshold if the k largest stay
     kept = (sorted_ > excess).sum(dim=1, keepdim=True)
-    threshold = excess.gather(1, kept - 1)
+    threshold = excess.gather(1, (kept - 1).clamp(min=0))  # a row of NaN keeps none: it stays NaN, and is reported
     projected = weight.sign() * (size - threshold).clamp(min=0)
     return projected if tight else torch.where(size.sum(dim=1, keepdim=True) <= 1, weight, projected)
 
@@ -118,7 +119,9 @@ class AggMo(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 for number, beta in enumerate(group["betas"]):
-                    velocity = state.setdefault(f"velocity_{number}", torch.zeros_like(parameter))
+                    if (name := f"velocity_{number}") not in state:
+                        state[name] = torch.zeros_like(parameter)
+                    velocity = state[name]
                     velocity.mul_(beta).sub_(parameter.grad)
                     parameter.add_(velocity, alpha=group["lr"] / len(group["betas"]))
 
@@ -168,6 +171,7 @@ def as_groupsort_net(net: nn.Module) -> GroupSortNet:
     """The net as what it is; anything else is a caller's mistake."""
     if not isinstance(net, GroupSortNet):
         raise ValueError(f"net is a {type(net).__name__}; a GroupSortNet is needed")
+    refuse_lookalikes(net, (GroupSortNet, MaxMin))
     return net
 
 

@@ -109,7 +109,7 @@ def _paper() -> Iterator[ShiRecipe]:
         batch_size=256, lr=5e-4, lr_schedule="step", lr_decay=0.2, lr_milestones=(50.0, 60.0), eps_train=0.4,
         eps_ramp=(0.0, 20.0), eps_shape="smoothed", grad_clip=10.0,
     )  # fmt: skip
-    yield replace(mnist, eps="0.1", eps_train=0.2)
+    yield replace(mnist, eps="0.1", eps_train=0.2, source=f"ours: {PAPER} for MNIST 0.4, trained at 0.2")
     for eps in ("0.2", "0.3", "0.4"):
         yield replace(mnist, eps=eps)
     yield replace(
@@ -119,7 +119,7 @@ def _paper() -> Iterator[ShiRecipe]:
         mnist, dataset="cifar10", eps="8/255", eps_train=0.0, epochs=160, batch_size=128, lr_milestones=(120.0, 140.0),
         eps_ramp=(1.0, 81.0), crop_pad=2, flip=True,
     )  # fmt: skip
-    yield replace(cifar, eps="2/255")
+    yield replace(cifar, eps="2/255", source=f"ours: {PAPER} for CIFAR-10 8/255, trained at 2/255")
     yield cifar
     yield replace(
         cifar, eps="16/255", epochs=260, lr_milestones=(180.0, 220.0), eps_ramp=(1.0, 121.0),

@@ -20,7 +20,13 @@ from . import tape as tapes
 from .box import affine_entry, bias_of, geometry_of, pool_kernel, write
 from .box_ops import affine
 from .interval import TINY32, U32, U64, class_margins, gamma, linear_image, no_overflow, outward, widen
+from .lookalikes import refuse_lookalikes
 from .nets import Concat, Normalize, ReluNet, Residual
+
+KNOWN: tuple[type[nn.Module], ...] = (
+    ReluNet, nn.Sequential, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.AvgPool2d,
+    nn.Identity, Residual, Concat, Normalize,
+)  # fmt: skip
 
 # var + eps, sqrt, divide, times weight, times x, mean's product, two additions: 8 (trust.md 1.7); the rest is for GPUs,
 # whose rsqrt is off by up to 2 ulps.
@@ -77,11 +83,12 @@ def check(net: nn.Module, x: Tensor) -> None:
     """Refuse what must not be certified.
 
     Raises:
-        ValueError: the net is in training mode, or x is not a batch of images.
+        ValueError: the net is in training mode, a layer is not what its class says, or x is not a batch of images.
     """
     check_images(x)
     if any(module.training for module in net.modules()):
         raise ValueError("net is in training mode; call net.eval() before certifying: batch statistics are no net")
+    refuse_lookalikes(net, KNOWN)
 
 
 @torch.no_grad()
@@ -168,6 +175,8 @@ def _scale(ends: Ends, scale: Tensor, shift: Tensor, mass: Tensor, seen: Tensor,
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, ends: Ends, tape: Writer) -> Ends:
     if module.running_mean is None or module.running_var is None:
         raise ValueError("a batch norm without running statistics depends on the batch and has no certificate")
+    if module.weight is None:
+        raise ValueError("a batch norm without weight and bias (affine=False) has no bound here")
     shape = [-1] + [1] * (ends[0].ndim - 2)
     mean, var = module.running_mean.double().reshape(shape), module.running_var.double().reshape(shape)
     weight, bias = module.weight.double().reshape(shape), module.bias.double().reshape(shape)

@@ -178,7 +178,7 @@ def _resnext(data: DataSpec, recipe: NetRecipe) -> nn.Sequential:
     """ResNeXt of loss fusion's TinyImageNet runs: three stages of two blocks, cardinality 2, group width 8, 16, 32."""
     cardinality, group = 2, recipe.width or 8
     layers: list[nn.Module] = [nn.Conv2d(data.channels, 16, 3, 1, 1), nn.ReLU()]
-    channels, side = 16, data.height
+    channels, side = 16, _side(data)
     for stage in range(3):
         inner = cardinality * group * 2**stage
         for block in range(2):
@@ -196,7 +196,7 @@ def _resnext(data: DataSpec, recipe: NetRecipe) -> nn.Sequential:
 def _densenet(data: DataSpec, recipe: NetRecipe) -> nn.Sequential:
     """DenseNet of loss fusion's TinyImageNet runs: blocks of 2, 4, 4 bottlenecks, growth 32, halving transitions."""
     growth, blocks = recipe.width or 32, (2, 4, 4)
-    channels, side = 2 * growth, data.height
+    channels, side = 2 * growth, _side(data)
     layers: list[nn.Module] = [nn.Conv2d(data.channels, channels, 3, 1, 1)]
     for stage, count in enumerate(blocks):
         for _ in range(count):
@@ -220,7 +220,7 @@ def _wide_resnet(data: DataSpec, recipe: NetRecipe) -> nn.Sequential:
     """WRN-10-10 of loss fusion's TinyImageNet runs: one pre-activation block in each of three stages, 7 x 7 pooling."""
     factor = recipe.width or 10
     layers: list[nn.Module] = [nn.Conv2d(data.channels, 16, 3, 1, 1)]
-    channels, side = 16, data.height
+    channels, side = 16, _side(data)
     for out, stride in ((16 * factor, 1), (32 * factor, 2), (64 * factor, 2)):
         main = nn.Sequential(
             nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, out, 3, 1, 1),
@@ -231,6 +231,12 @@ def _wide_resnet(data: DataSpec, recipe: NetRecipe) -> nn.Sequential:
     pool = min(7, side)
     layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AvgPool2d(pool), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(channels * (side // pool) ** 2, data.classes))
+
+
+def _side(data: DataSpec) -> int:
+    if data.height != data.width:
+        raise ValueError(f"images of {data.height} x {data.width}: this architecture is for square ones; use a cnn7_*")
+    return data.height
 
 
 def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """What a pass of bounds leaves behind, layer by layer, so that a linear function of the output can be pulled back.
 
 Two passes write such a tape: `methods.box` (training, in the graph of autograd, rounding ignored) and
-`methods.interval` (certification, float64, every `loss` filled in). `methods.crown` reads it backwards.
+`methods.interval_net` (certification, float64, every `loss` filled in). `methods.crown` reads it backwards.
 
 Every entry stands for one layer z = layer(h) and answers `back(rows)`: given rows [B, S, *shape of z] of linear
 functions rows . z, the rows [B, S, *shape of h] and a constant [B, S] such that, for every h in the layer's box and in
@@ -196,7 +196,7 @@ def pull(tape: Tape, rows: Tensor) -> Pulled:
     """Rows of linear functions of the tape's output, pulled back to its input, and the constants gathered."""
     constant = rows.new_zeros(rows.shape[:2])
     for entry in reversed(tape):
-        careful = entry.loss is not None
+        careful = entry.loss is not None or getattr(entry, "size", None) is not None
         if entry.loss is not None:
             constant = add_down(constant, -contract(rows.abs(), entry.loss) * (1 + 1e-9), careful)
         rows, more = entry.back(rows)

@@ -91,8 +91,8 @@ def title(method: str) -> str:
 
 
 def is_distance_net(method: str) -> bool:
-    """A net of l_inf-distance neurons, what this suite exists for, by the name of the method."""
-    return method.startswith("linf_dist")
+    """A net of l_inf-distance neurons, what this suite exists for."""
+    return _table()["method"].get(method, {}).get("family") == "distance"
 
 
 def own_paper(method: str) -> str | None:

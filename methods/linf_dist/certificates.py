@@ -15,8 +15,9 @@ from bench import Bound, Eps, margin
 from bench.threat import box, box_float32, check_images
 
 from ..interval import TINY32, U32, affine, margins
-from .layers import DistConv2d
-from .nets import DistNet
+from ..lookalikes import refuse_lookalikes
+from .layers import Bias, DistConv2d, DistLinear, MeanShift, Normalize
+from .nets import DistNet, Head
 
 # |computed tanh - tanh| <= TANH_ULPS float32 ulps: 1 ulp is what vectorised libm implementations state; 4 is our
 # margin, checked for all floats by tests/methods/linf_dist/test_certificates.py (slow).
@@ -28,10 +29,12 @@ def _check(net: DistNet, x: Tensor) -> None:
     check_images(x)
     if any(module.training for module in net.modules()):
         raise ValueError("net is in training mode; call net.eval() before certifying: batch means are no certificate")
+    refuse_lookalikes(net, (DistNet, DistLinear, DistConv2d, Normalize, MeanShift, Bias, Head))
     if not net.is_exact:
         raise ValueError("net has layers at finite p; set_p(math.inf) before certifying: only p = inf is 1-Lipschitz")
 
 
+@torch.no_grad()
 def interval_bound(net: DistNet, x: Tensor, y: Tensor, eps: Eps) -> Bound:
     """Margin bound by interval propagation of the outer box, clipped to [0, 1].
 
@@ -69,6 +72,7 @@ def _interval_margin(net: DistNet, lower: Tensor, upper: Tensor, y: Tensor) -> T
     return margins(t_low, t_high, w2, net.head.bias2, y)
 
 
+@torch.no_grad()
 def lipschitz_bound(net: DistNet, x: Tensor, y: Tensor, eps: Eps) -> Bound:
     """Margin bound margin - 2 eps - G: the net is 1-Lipschitz, G covers the rounding of every evaluation (class F32).
 
@@ -84,6 +88,7 @@ def _scaled(radius: float, net: DistNet) -> float:
     return radius / float(net.normalize.std) * (1 + 2.0**-50)
 
 
+@torch.no_grad()
 def rounding_guard(net: DistNet, x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """G of trust.md 1.6: twice the float32 error at x plus twice its bound over the ball; and the logits.
 
@@ -108,6 +113,7 @@ def rounding_guard(net: DistNet, x: Tensor, radius: Tensor) -> tuple[Tensor, Ten
     return 2 * (here + ball) * (1 + 2.0**-20), -h
 
 
+@torch.no_grad()
 def certified_radius(net: DistNet, x: Tensor, y: Tensor) -> Tensor:
     """Largest radius, to float32 precision and from below, that interval propagation certifies for each example.
 
@@ -122,7 +128,7 @@ def certified_radius(net: DistNet, x: Tensor, y: Tensor) -> Tensor:
     gap = margin(logits, y)
     std = float(net.normalize.std)
     good = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
-    # Clipping to [0, 1] can only help, by at most the part of the box it removes: 1 is always too large to matter.
+    # A ball of radius 1 around an image is all of [0, 1]^n: nothing larger can be asked for.
     bad = torch.ones_like(good)
     if net.head is None:
         # Start at the Lipschitz radius: nearly always certified, and nearly the answer.

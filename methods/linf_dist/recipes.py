@@ -138,14 +138,8 @@ def _v2_paper() -> Iterator[DistRecipe]:
 
 def _scaled(recipe: DistRecipe, epochs: int, hold: float, tail: float, **changes: object) -> DistRecipe:
     """A shorter version: hold and tail as shares of the new length."""
-    return replace(
-        recipe,
-        epochs=epochs,
-        p_hold=hold * epochs,
-        p_inf_from=(1 - tail) * epochs,
-        lr_hold=0.0,
-        **changes,  # type: ignore[arg-type]
-    )
+    shape = {"epochs": epochs, "p_hold": hold * epochs, "p_inf_from": (1 - tail) * epochs, "lr_hold": 0.0}
+    return replace(recipe, **{**shape, **changes})  # type: ignore[arg-type]
 
 
 def _short(paper: DistRecipe) -> DistRecipe:
@@ -157,7 +151,8 @@ def _short(paper: DistRecipe) -> DistRecipe:
         paper.p_hold / paper.epochs,
         1 - paper.p_inf_from / paper.epochs,
         preset="short",
-        source=f"ours: {paper.source.removeprefix('ours: ')}, in {epochs} epochs",
+        source=f"ours: {paper.source.removeprefix('ours: ')}, in {epochs} epochs, p on the coarse grid",
+        lr_hold=paper.lr_hold * epochs / paper.epochs,
         eps_ramp=(0.0, paper.eps_ramp[1] * epochs / paper.epochs),
         p_grid="coarse",
     )

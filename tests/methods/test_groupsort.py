@@ -206,3 +206,33 @@ def test_odd_widths_are_refused() -> None:
 
 def test_every_recipe_has_a_source() -> None:
     assert all(len(r.source) >= 4 for r in registry.recipes(registry.get("groupsort")))
+
+
+def test_a_diverged_row_stays_nan_and_is_not_an_index_error() -> None:
+    """The training loop finds it and names it (P46)."""
+    net = make()
+    with torch.no_grad():
+        next(net.dense_layers()).weight[0, 0] = torch.nan
+    net.project(tight=True)
+    assert bool(torch.isnan(next(net.dense_layers()).weight[0]).any())
+    assert not bool(torch.isnan(next(net.dense_layers()).weight[1:]).any())
+
+
+def test_classes_that_can_never_change_places_are_no_error() -> None:
+    net, (x, y) = make(), pixels(4)
+    with torch.no_grad():
+        for layer in net.dense_layers():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    assert certified_radius(net, x, y).tolist() == [0.0] * 4  # all logits are equal: nothing is right
+
+
+def test_a_net_that_computes_something_else_than_its_class_is_refused() -> None:
+    class Other(GroupSortNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    net = Other(SMALL, recipe()).eval()
+    x, y = pixels(2)
+    with pytest.raises(ValueError, match="something else than GroupSortNet"):
+        registry.get("groupsort").margin_bounds(net, x, y, Eps("0.01"))

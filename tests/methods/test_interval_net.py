@@ -314,3 +314,50 @@ def test_large_but_safe_weights_keep_their_certificate() -> None:
     net = overflowing(enormous(1e30), nn.ReLU(), head=nn.Linear(2, 2))
     found = interval_net.ibp_bound(net, torch.full((1, 1, 2, 2), 0.2), torch.tensor([0]), Eps("0.1"))
     assert float(found.lower) > 0.9
+
+
+class Doubled(nn.Linear):
+    """Looks like its base class to whoever asks for the class, and computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def swapped(how: str) -> ReluNet:
+    """A small net of which one layer is not what bounds would take it for."""
+    torch.manual_seed(0)
+    first: nn.Linear = Doubled(144, 8) if how == "a subclass" else nn.Linear(144, 8)
+    net = ReluNet(None, nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(8, 5))).eval()
+    if how == "a hook":
+        first.register_forward_hook(lambda module, inputs, output: output * 2)
+    if how == "a forward of its own":
+        first.forward = lambda x: nn.functional.linear(x, 2 * first.weight)  # type: ignore[method-assign]
+    if how == "a parametrisation":
+        nn.utils.parametrizations.weight_norm(first)
+    return net.eval()
+
+
+@both
+@pytest.mark.parametrize("how", ["a subclass", "a hook", "a forward of its own"])
+def test_a_layer_that_is_not_what_its_class_says_has_no_certificate(how: str, bound: Certificate) -> None:
+    x = torch.full((2, 1, 12, 12), 0.5)
+    with pytest.raises(ValueError, match=r"layer layers\.1 .* has no certificate"):
+        bound(swapped(how), x, torch.zeros(2, dtype=torch.int64), Eps("0.01"))
+
+
+@both
+def test_a_parametrised_layer_is_certified_by_the_weight_it_uses(bound: Certificate) -> None:
+    net, eps = swapped("a parametrisation"), Eps("0.02")
+    x = torch.full((2, 1, 12, 12), 0.5)
+    y = net(x).detach().argmax(1)
+    lower = bound(net, x, y, eps).lower
+    assert all(bool((margin(net(point), y) >= lower).all()) for point in descent(net, x, y, eps))
+
+
+def test_pools_that_are_no_means_and_norms_without_weights_have_no_bound() -> None:
+    x = torch.full((1, 1, 12, 12), 0.5)
+    for layer in (nn.AvgPool2d(2, divisor_override=1), nn.BatchNorm2d(1, affine=False)):
+        size = 36 if isinstance(layer, nn.AvgPool2d) else 144
+        net = ReluNet(None, nn.Sequential(layer, nn.Flatten(), nn.Linear(size, 5))).eval()
+        with pytest.raises(ValueError, match=r"no bound here|have a bound here"):
+            interval_net.ibp_bound(net, x, torch.zeros(1, dtype=torch.int64), Eps("0.01"))

@@ -114,3 +114,11 @@ def test_blocks_compute_sum_and_concatenation() -> None:
     main = nn.Sequential(nn.Conv2d(3, 3, 1))
     assert torch.equal(Residual(main, nn.Sequential())(x), main(x) + x)
     assert torch.equal(Concat(main)(x), torch.cat([main(x), x], 1))
+
+
+@pytest.mark.parametrize("arch", ["resnext", "densenet", "wide_resnet"])
+def test_architectures_for_square_images_say_so(arch):
+    data = DataSpec("oblong", 3, 32, 24, 5, (0.5,) * 3, (0.2,) * 3)
+    recipe = NetRecipe(dataset="oblong", eps="0.1", preset="quick", source="test", arch=arch, width=2)
+    with pytest.raises(ValueError, match="32 x 24: this architecture is for square"):
+        build_net(data, recipe)

@@ -51,6 +51,17 @@ def test_every_cell_of_the_tables_has_a_paper_and_a_short_recipe(name: str) -> N
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_short_recipes_keep_the_shape_of_the_papers_learning_rate(name: str) -> None:
+    """In fewer epochs, but held as long and lowered as early, as a share of the run."""
+    made = {(r.dataset, r.eps, r.preset): r for r in registry.recipes(registry.get(name))}
+    for (dataset, eps, preset), paper in made.items():
+        if preset == "paper" and (short := made.get((dataset, eps, "short"))):
+            scale = short.epochs / paper.epochs
+            assert short.lr_hold == pytest.approx(paper.lr_hold * scale)
+            assert short.lr_milestones == pytest.approx([m * scale for m in paper.lr_milestones])
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_small_data_set_has_a_quick_recipe(name: str) -> None:
     made = {(r.dataset, r.eps) for r in registry.recipes(registry.get(name)) if r.preset == "quick"}
     wanted = {("digits", "0.1"), ("mnist", "0.1"), ("mnist", "0.3"), ("fashion_mnist", "0.1"), ("cifar10", "8/255")}

@@ -42,6 +42,7 @@ FLAG_SETS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mavx2", "-mfm
 COMPILE_TIMEOUT_S = 180  # 10-25 s on a free core
 LOCK_TIMEOUT_S = 200  # a compilation by another process; after that build beside it, the loser of the race is harmless
 
+LIST_MODES = (0, 1, 2)  # the library decides, never, always
 SELF_TEST_TOLERANCE = 1e-4  # relative; far above rounding, far below any wrong kernel
 RETURN_OK, RETURN_NO_MEMORY, RETURN_NON_FINITE, RETURN_UNSUPPORTED = range(4)
 
@@ -228,7 +229,7 @@ def self_test(lib: ctypes.CDLL) -> None:
     values = (torch.sin(ramp * 12.9898) * 2).float()  # no global random state is touched
     x, w, g = (part.contiguous() for part in values.split([n * i, o * i, n * o]))
     x, w, g = x.view(n, i), w.view(o, i), g.view(n, o)
-    y, other = torch.empty(n, o), torch.empty(n, o)
+    y = torch.empty(n, o)
     code, dx, dw = torch.empty(n, o, dtype=torch.int32), torch.empty(n, i), torch.empty(o, i)
     gp, xp, wp, yp, dxp, dwp = (t.data_ptr() for t in (g, x, w, y, dx, dw))
     for p in (8.0, 20.3, 100.0, math.inf):
@@ -241,11 +242,32 @@ def self_test(lib: ctypes.CDLL) -> None:
         for got, want in zip((y, dx, dw), wanted, strict=True):
             if result or not (got - want).abs().max() <= SELF_TEST_TOLERANCE * want.abs().max():
                 raise KernelsUnavailable(f"the library failed its self-test at p = {p}")
-    upper = x + 0.25
-    result = lib.cb_interval(xp, upper.data_ptr(), wp, yp, other.data_ptr(), n, i, o, 0, 1)
-    low, high = reference.oracle_interval(x, upper, w)
-    if result or not torch.equal(y, low) or not torch.equal(other, high):
-        raise KernelsUnavailable("the library failed its self-test of interval bounds")
+    _self_test_of_certificates(lib)
+
+
+def _self_test_of_certificates(lib: ctypes.CDLL) -> None:
+    """What class D stands on, bit for bit: distances and bounds at p = inf, with candidate lists and without.
+
+    Large enough for full vector tiles and for lists; outliers as trained nets have them, and many ties.
+    """
+    n, i, o = 150, 200, 24
+    ramp = torch.arange((n + o) * i, dtype=torch.float64)
+    values = ((torch.sin(ramp * 78.233) * 16).round() / 8).float()
+    x, w = values[: n * i].view(n, i), values[n * i :].view(o, i).clone()
+    w[torch.arange(0, o, 2), torch.arange(0, o, 2)] -= 12
+    lower, upper = (x - 0.3).contiguous(), (x + 0.3).contiguous()
+    wanted = (x[:, None] - w[None]).abs().amax(-1), *reference.oracle_interval(lower, upper, w)
+    y, low, high = (torch.empty(n, o) for _ in range(3))
+    code = torch.empty(n, o, dtype=torch.int32)
+    for lists in LIST_MODES:
+        for codes in (None, code.data_ptr()):
+            result = lib.cb_dist(x.data_ptr(), w.data_ptr(), y.data_ptr(), codes, n, i, o, math.inf, lists, 1)
+            ends = low.data_ptr(), high.data_ptr()
+            result |= lib.cb_interval(lower.data_ptr(), upper.data_ptr(), w.data_ptr(), *ends, n, i, o, lists, 1)
+            if result or not all(map(torch.equal, (y, low, high), wanted)):
+                raise KernelsUnavailable("the library failed its self-test of certificates")
+            for made in (y, low, high):
+                made.fill_(math.nan)
 
 
 def build(compiler: list[str], flags: tuple[str, ...], *, quiet: bool = False) -> Native:

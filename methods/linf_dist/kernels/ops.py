@@ -198,9 +198,9 @@ def dist(x: Tensor, w: Tensor, p: float) -> Tensor:
     Returns:
         [B, O], differentiable once in `x` and `w`. At p = inf 1-Lipschitz from l_inf to l_inf, every output one
         rounding of the true maximum, the same bits for every batch size, thread count and code path. At finite p
-        within 3e-6 of the float64 distance, gradients within 1e-5 + 3e-7 p of the largest entry, the same bits for
-        every thread count; differences below 1e-37 count as 0. Where x[b] == w[o] the distance and its gradient are
-        exactly 0; NaN and infinite inputs come out as NaN and inf.
+        within 3e-6 of the float64 distance, gradients within 1e-5 + 3e-7 p of the largest entry (unless large
+        terms of its sum cancel), the same bits for every thread count; differences below 1e-37 count as 0. Where
+        x[b] == w[o] the distance and its gradient are exactly 0; NaN and infinite inputs come out as NaN and inf.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, I = 0, or p < 1.

@@ -363,3 +363,23 @@ def test_smoothed_nets_are_the_net_at_finite_p_and_see_more_pixels():
     with torch.no_grad():
         off = [float((models[name](x) - net(x)).abs().max()) for name in ("p98", "p34")]
     assert 0 < off[0] < off[1]
+
+
+def test_certificates_and_radii_carry_no_graph():
+    net, x, y = net_and_images(0)
+    for bound in (interval_bound(net, x, y, Eps("0.01")), lipschitz_bound(net, x, y, Eps("0.01"))):
+        assert not bound.lower.requires_grad
+    assert not certified_radius(net, x, y).requires_grad
+
+
+def test_a_layer_that_is_not_what_its_class_says_has_no_certificate():
+    net, x, y = net_and_images(0)
+
+    class Shrunk(type(net.dense[0])):
+        def forward(self, x, p=None):
+            return super().forward(x, p) / 2
+
+    net.dense[0].__class__ = Shrunk
+    for bound in (interval_bound, lipschitz_bound):
+        with pytest.raises(ValueError, match="computes something else than DistLinear"):
+            bound(net, x, y, Eps("0.01"))

@@ -219,6 +219,35 @@ def test_self_test_refuses_wrong_numbers(compiled: Path, monkeypatch: pytest.Mon
         build.self_test(lib)
 
 
+FAULTS = {
+    "the last feature is left out by the path without code": (
+        "KERNEL run_inf(const float *xt, const float *w, const int32_t *list, int n, vf *state) {\n",
+        "KERNEL run_inf(const float *xt, const float *w, const int32_t *list, int n, vf *state) {\n    n -= V == 8;\n",
+    ),
+    "lists leave out what is two percent above the bound": (
+        "int32_t *list, int32_t *seg) {\n    int count = 0;",
+        "int32_t *list, int32_t *seg) {\n    threshold *= 1.02f;\n    int count = 0;",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_self_test_finds_a_fault_of_the_paths_that_certify(
+    fault: str, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are compiled and run: what class D stands on is exactly what the self-test must reach."""
+    source = build.SOURCE.read_text()
+    old, new = FAULTS[fault]
+    assert source.count(old) == 1
+    faulty = tmp_path / "native.cpp"
+    faulty.write_text(source.replace(old, new))
+    monkeypatch.setattr(build, "SOURCE", faulty)
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
+    with pytest.raises(build.KernelsUnavailable, match="self-test of certificates"):
+        build.build(build.compilers()[0], (*build.BASE_FLAGS, *build.FLAG_SETS[0]))
+
+
 def test_interface_version_is_checked(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale library called with new arguments would write anywhere."""
     monkeypatch.setattr(build, "ABI_VERSION", build.ABI_VERSION + 1)
