@@ -348,7 +348,7 @@ def test_a_layer_that_is_not_what_its_class_says_has_no_certificate(how: str, bo
 @both
 def test_a_parametrised_layer_is_certified_by_the_weight_it_uses(bound: Certificate) -> None:
     net, eps = swapped("a parametrisation"), Eps("0.02")
-    x = torch.full((2, 1, 12, 12), 0.5)
+    x = threat.levels_table(256)[torch.full((2, 1, 12, 12), 128)]
     y = net(x).detach().argmax(1)
     lower = bound(net, x, y, eps).lower
     assert all(bool((margin(net(point), y) >= lower).all()) for point in descent(net, x, y, eps))
