@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ FIRST_STEP = 2e-3  # relative: rounding control seldom costs more of a radius th
 CLOSE = 1e-6  # relative width of a bracket that is narrow enough
 AIM = 3e-7  # relative: how far below its estimate of the root a secant aims, so that it lands on the certified side
 
-Certify = Callable[[Tensor], Tensor]  # radius [B] float32 -> margin bound [B] float64
+Probe = Callable[[Tensor], Tensor]  # radius [B] float32 -> margin bound [B] float64
+Certify = Callable[[Tensor, Tensor], Tensor]  # rows [R] of a batch, a radius for each [R] float32 -> bound [R] float64
 
 
 @dataclass
@@ -53,7 +54,7 @@ class _Bracket:
         share = torch.where(torch.isfinite(self.at_bad), share, torch.full_like(share, 0.5)).clamp(0.0, 1 - 1e-3)
         return ((self.good.double() + (self.bad - self.good).double() * share) * (1 - AIM)).float()
 
-    def probe(self, certify: Certify, radius: Tensor) -> None:
+    def probe(self, certify: Probe, radius: Tensor) -> None:
         """Move an end to `radius`. One that stays twice in a row loses half its weight (Illinois)."""
         radius = torch.maximum(radius, self.good).clamp(max=1.0)
         bound, known = certify(radius), self.known
@@ -66,24 +67,25 @@ class _Bracket:
         self.good, self.bad = torch.where(held, radius, self.good), torch.where(held, self.bad, radius)
         self.held = held
 
-    def narrow(self) -> bool:
-        """Whether every bracket is: waits for the device."""
-        return bool(((self.bad - self.good <= CLOSE * self.bad) | (self.bad <= SMALLEST)).all())
+    def narrow(self) -> Tensor:
+        """[B] bool: nothing more is to be found."""
+        return (self.bad - self.good <= CLOSE * self.bad) | (self.bad <= SMALLEST)
+
+    def of(self, rows: Tensor) -> _Bracket:
+        """Those of some examples."""
+        return _Bracket(*(getattr(self, one.name)[rows] for one in fields(self)))
 
 
 @torch.no_grad()
-def certified_radius(net: ReluNet, x: Tensor, y: Tensor, certify: Certify | None = None) -> Tensor:
-    """A radius per example that `certify` proves, within about 1e-6 relative of the largest one; 0 where wrong.
-
-    Args:
-        certify: bound of the margin at a radius per example; default: rigorous interval propagation.
+def certified_radius(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
+    """The largest radius that rigorous interval propagation proves, to about a millionth of it; 0 where wrong.
 
     Returns:
         [B] float64 in pixel units.
     """
     check(net, x)
     gap = margin(net(x), y)
-    good = refine(certify or (lambda radius: ibp_margin_at(net, x, y, radius)), _search(net, x, y, gap), gap)
+    good = refine(lambda rows, radius: ibp_margin_at(net, x[rows], y[rows], radius), _search(net, x, y, gap), gap)
     return torch.where(gap > 0, good.double(), torch.zeros_like(gap))
 
 
@@ -108,16 +110,19 @@ def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
 
     Where the bound is not monotone it is one at which it holds and just above which it fails. Steps outward grow until
     the bound holds at one end and fails at the other, then secants close in, or the middle where three of them did not
-    halve the bracket. 0 below SMALLEST.
+    halve the bracket. 0 below SMALLEST. Only examples that are still open are asked for.
 
     Args:
         gap: [B] float64, the margin at radius 0; where it is not positive nothing is sought, and the radius is 0.
     """
-    bracket = _Bracket.whole(gap)
+    found = torch.zeros_like(guess)
+    rows = (gap > 0).nonzero()[:, 0]
+    bracket, guess = _Bracket.whole(gap[rows]), guess[rows]
     width = torch.full_like(guess, FIRST_STEP)
-    hopeless = gap <= 0
     spans = [torch.full_like(guess, torch.inf)] * 3  # widths of the bracket before the last three probes
     for _ in range(LONGEST):
+        if not len(rows):
+            break
         below, above = bracket.good == 0, torch.isinf(bracket.at_bad)
         down = torch.minimum(bracket.bad, guess) * (1 - width.clamp(max=0.9))
         up = torch.maximum(bracket.good, guess) * (1 + width)
@@ -127,10 +132,13 @@ def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
         inner = torch.where(slow, (bracket.good + bracket.bad) / 2, bracket.secant())
         inner = torch.maximum(torch.minimum(inner, bracket.bad - least), bracket.good + least)
         spans = [*spans[1:], torch.where(below | above | slow, torch.full_like(span, torch.inf), span)]
-        bracket.probe(certify, torch.where(below, down, torch.where(above, up, inner)))
+        asked = rows
+        bracket.probe(lambda radius, asked=asked: certify(asked, radius),  # type: ignore[misc]
+                      torch.where(below, down, torch.where(above, up, inner)))  # fmt: skip
         missed = (bracket.good == 0) | (torch.isinf(bracket.at_bad) & ~below)  # the end lies further out
         width = torch.where(missed, (width * 8).clamp(max=1.0), width)
-        bracket.bad = torch.where(hopeless, bracket.good, bracket.bad)
-        if bracket.narrow():
-            break
-    return torch.where(hopeless, torch.zeros_like(bracket.good), bracket.good)
+        found[rows] = bracket.good
+        left = (~bracket.narrow()).nonzero()[:, 0]
+        rows, guess, width, bracket = rows[left], guess[left], width[left], bracket.of(left)
+        spans = [before[left] for before in spans]
+    return found

@@ -29,30 +29,36 @@ CURVES: dict[str, Callable[[Tensor, float], Tensor]] = {  # bound at a radius [1
 def test_the_root_is_found_however_far_the_guess_is_off(curve: str, ratio: float) -> None:
     calls: list[float] = []
 
-    def certify(radius: Tensor) -> Tensor:
+    def certify(rows: Tensor, radius: Tensor) -> Tensor:
         calls.append(float(radius))
         return CURVES[curve](radius.double(), GUESS * ratio)
 
     found = float(refine(certify, torch.tensor([GUESS]), ONE))
-    assert certify(torch.tensor([found])) > 0
+    assert certify(torch.zeros(1), torch.tensor([found])) > 0
     assert found == pytest.approx(GUESS * ratio, rel=3e-6)
     assert len(calls) <= (12 if curve == "straight" else LONGEST)
 
 
 def test_what_holds_everywhere_is_one_and_what_holds_nowhere_is_nothing() -> None:
-    def everywhere(radius: Tensor) -> Tensor:
+    def everywhere(rows: Tensor, radius: Tensor) -> Tensor:
         return torch.ones(len(radius), dtype=torch.float64)
 
     assert float(refine(everywhere, torch.tensor([GUESS]), ONE)) == 1.0
-    assert float(refine(lambda radius: -everywhere(radius), torch.tensor([GUESS]), ONE)) == 0.0
+    assert float(refine(lambda rows, radius: -everywhere(rows, radius), torch.tensor([GUESS]), ONE)) == 0.0
     assert float(refine(everywhere, torch.tensor([GUESS]), 0 * ONE)) == 0.0  # a tie has no radius
-    assert float(refine(lambda r: SMALLEST / 4 - r.double(), torch.tensor([GUESS]), ONE)) == 0.0
+    assert float(refine(lambda rows, r: SMALLEST / 4 - r.double(), torch.tensor([GUESS]), ONE)) == 0.0
 
 
-def test_examples_of_a_batch_do_not_disturb_each_other() -> None:
+def test_examples_of_a_batch_do_not_disturb_each_other_and_finished_ones_are_not_asked_again() -> None:
     roots = torch.tensor([1e-4, 0.03, 0.05, 0.4, 0.9], dtype=torch.float64)
-    guess = torch.full((5,), GUESS)
-    found = refine(lambda r: roots**2 - r.double() ** 2, guess, torch.ones(5, dtype=torch.float64))
+    guess, asked = torch.full((5,), GUESS), []
+
+    def certify(rows: Tensor, radius: Tensor) -> Tensor:
+        asked.append(len(rows))
+        return roots[rows] ** 2 - radius.double() ** 2
+
+    found = refine(certify, guess, torch.ones(5, dtype=torch.float64))
+    assert asked[0] == 5 > asked[-1] and asked == sorted(asked, reverse=True)
     assert torch.allclose(found.double(), roots, rtol=3e-6, atol=0)
     assert bool((roots**2 - found.double() ** 2 > 0).all())
 
@@ -68,6 +74,7 @@ def test_linear_bounds_certify_their_radius_and_nothing_larger(
     def bound(scale: float) -> Tensor:
         return crown._margins(net, *box_float32(x, (radius * scale).float()), y)[1]
 
-    assert bool((radius > 0).all() & (radius < 1).all())
-    assert bool((bound(1.0) > 0).all())
-    assert float((bound(1 + 1e-4) > 0).double().mean()) < 0.2  # the bound is not exactly monotone
+    far = radius > 10 * SMALLEST  # a random residual net has hardly any
+    assert bool((bound(1.0)[radius > 0] > 0).all() and (radius < 1).all())
+    assert bool(far.any()) is (arch != "wide_resnet")
+    assert float((bound(1 + 1e-4)[far] > 0).double().sum()) <= 0.2 * float(far.sum())  # it is not exactly monotone

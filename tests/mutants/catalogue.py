@@ -40,6 +40,7 @@ INTERVAL, GROUPSORT, NETS = (f"tests/methods/test_{name}.py" for name in ("inter
 BOX, ALLOWANCES = "tests/methods/test_box.py", "tests/methods/test_rounding_allowances.py"
 PLANNING, CLI, LAUNCH = (f"tests/bench/test_{name}.py" for name in ("planning", "cli", "launch"))
 TABLES = "tests/bench/report/test_tables.py"
+RADIUS, INTERVAL_NET = (f"tests/methods/test_{name}.py" for name in ("radius", "interval_net"))
 
 MUTANTS = (
     # --- eps and boxes ------------------------------------------------------------------------------------------------
@@ -1485,5 +1486,103 @@ MUTANTS = (
         'adjusted = stats.holm([paired_p(best, p, "certified") for p in others])',
         'adjusted = [paired_p(best, p, "certified") for p in others]',
         ("tests/bench/report/test_findings.py",),
+    ),
+    # --- radii and layers ---------------------------------------------------------------------------------------------
+    Mutant(
+        "outward-steps-do-not-compound",
+        "methods/radius.py",
+        "up = torch.maximum(bracket.good, guess) * (1 + width)",
+        "up = guess * (1 + width)",
+        (RADIUS,),
+    ),
+    Mutant(
+        "inward-steps-do-not-compound",
+        "methods/radius.py",
+        "down = torch.minimum(bracket.bad, guess) * (1 - width.clamp(max=0.9))",
+        "down = guess * (1 - width.clamp(max=0.9))",
+        (RADIUS,),
+    ),
+    Mutant(
+        "no-middle-for-curved-bounds",
+        "methods/radius.py",
+        "slow = span > spans[0] / 2",
+        "slow = span > 2 * spans[0]",
+        (RADIUS,),
+    ),
+    Mutant(
+        "finished-examples-asked-again",
+        "methods/radius.py",
+        "left = (~bracket.narrow()).nonzero()[:, 0]",
+        "left = (bracket.good >= 0).nonzero()[:, 0]",
+        (RADIUS,),
+    ),
+    Mutant(
+        "lookalikes-certified", "methods/interval_net.py", "    refuse_lookalikes(net, KNOWN)\n", "", (INTERVAL_NET,)
+    ),
+    Mutant(
+        "hooks-unseen",
+        "methods/lookalikes.py",
+        "if module._forward_hooks or module._forward_pre_hooks:",
+        "if module._forward_pre_hooks:",
+        (INTERVAL_NET,),
+    ),
+    Mutant("instances-with-a-forward-unseen", "methods/lookalikes.py", "name in vars(module) or ", "", (INTERVAL_NET,)),
+    Mutant("sums-taken-for-means", "methods/box.py", " or module.divisor_override:", ":", (INTERVAL_NET,)),
+    Mutant(
+        "lookalike-distance-layers-certified",
+        "methods/linf_dist/certificates.py",
+        "    refuse_lookalikes(net, (DistNet, DistLinear, DistConv2d, Normalize, MeanShift, Bias, Head))\n",
+        "",
+        (DIST,),
+    ),
+    Mutant("diverged-row-is-an-index", "methods/groupsort.py", "(kept - 1).clamp(min=0)", "kept - 1", (GROUPSORT,)),
+    Mutant(
+        "short-recipes-hold-no-lr",
+        "methods/linf_dist/recipes.py",
+        "        lr_hold=paper.lr_hold * epochs / paper.epochs,\n",
+        "",
+        ("tests/methods/test_paper_recipes.py",),
+    ),
+    Mutant(
+        "verifier-numbers-beside-bounds",
+        "bench/report/published.py",
+        "cell.source.citekey != own, cell.is_verified, log",
+        "cell.source.citekey != own, False, log",
+        ("tests/bench/report/test_published.py",),
+    ),
+    Mutant(
+        "uneven-seeds-have-a-spread",
+        "bench/report/detail.py",
+        'uneven = key == "robust" and pool.is_unevenly_attacked',
+        "uneven = False",
+        ("tests/bench/report/test_findings.py",),
+    ),
+    Mutant(
+        "open-images-of-all-seeds",
+        "bench/report/pool.py",
+        "if len(m.later) == most)",
+        "if m)",
+        ("tests/bench/report/test_findings.py",),
+    ),
+    Mutant(
+        "clean-won-by-the-undefended",
+        "bench/report/blocks.py",
+        '            if kind != "certified" and certifying:\n                rows = [at for at in rows if at in certifying]\n',
+        "",
+        (BLOCKS,),
+    ),
+    Mutant(
+        "plugin-faults-name-no-line",
+        "bench/worker.py",
+        "    return text + place(error)\n",
+        "    return text\n",
+        (f"{LAUNCH}::test_a_fault_of_a_plugin_names_its_line",),
+    ),
+    Mutant(
+        "list-runs-before-later-attacks",
+        "bench/report/checked.py",
+        'return {**self.record.row(), **after, "later',
+        'return {**self.record.row(), "later',
+        (f"{CLI}::test_attack_reports_the_union",),
     ),
 )
