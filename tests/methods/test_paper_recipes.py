@@ -50,7 +50,7 @@ def test_every_cell_of_the_tables_has_a_paper_and_a_short_recipe(name: str) -> N
         assert {(d, e) for d, e in CELLS if (d, e, preset) not in made} == MISSING.get(name, set())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "linf_dist", "linf_dist_mlp", "linf_dist_v2"])
 def test_short_recipes_keep_the_shape_of_the_papers_learning_rate(name: str) -> None:
     """In fewer epochs, but held as long and lowered as early, as a share of the run."""
     made = {(r.dataset, r.eps, r.preset): r for r in registry.recipes(registry.get(name))}

@@ -39,6 +39,14 @@ def test_the_root_is_found_however_far_the_guess_is_off(curve: str, ratio: float
     assert len(calls) <= (12 if curve == "straight" else LONGEST)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.5, 3])
+def test_a_bound_that_jumps_is_closed_in_by_the_middle(ratio: float) -> None:
+    """Secants creep where the values at the ends say nothing about the root."""
+    root = GUESS * ratio
+    found = refine(lambda rows, r: torch.where(r.double() <= root, 1.0, -1e-4).double(), torch.tensor([GUESS]), ONE)
+    assert root * (1 - 5e-4) < float(found) <= root
+
+
 def test_what_holds_everywhere_is_one_and_what_holds_nowhere_is_nothing() -> None:
     def everywhere(rows: Tensor, radius: Tensor) -> Tensor:
         return torch.ones(len(radius), dtype=torch.float64)

@@ -1581,6 +1581,6 @@ MUTANTS = (
         "bench/report/checked.py",
         'return {**self.record.row(), **after, "later',
         'return {**self.record.row(), "later',
-        (f"{CLI}::test_attack_reports_the_union",),
+        ("tests/bench/report/test_findings.py",),
     ),
 )

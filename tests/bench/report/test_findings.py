@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import reattack, record
-from bench.report import assemble, figures, findings, fmt, published, render, rows, tables, wording
+from bench import listing, reattack, record
+from bench.report import assemble, compare, figures, findings, fmt, published, render, rows, tables, wording
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "synthetic_records.py"))).make
 
@@ -240,6 +240,14 @@ def test_seeds_that_met_different_attacks_have_no_spread_of_robust_accuracy(tmp_
     for one in made[1:]:
         attacked_later(one, "autoattack", 3)
     assert sd()["robust"] != "n/a"
+
+
+def test_programs_are_told_what_later_attacks_left_as_readers_are(tmp_path: Path) -> None:
+    one = make(tmp_path, n=2000, method="ibp")
+    attacked_later(one, "autoattack", 40)
+    (row,), _ = listing.runs(tmp_path)
+    assert row["robust"] == pytest.approx(one.robust - 2.0) and row["later_attacks"] == "autoattack"
+    assert compare.compare(one, one).as_dict()["a"]["robust"] == row["robust"]
 
 
 def test_page_and_index_carry_it(two: Path, tmp_path: Path) -> None:
