@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,7 +134,7 @@ class DistNet(nn.Module):
         return low, high
 
     @torch.no_grad()
-    def estimate_means(self, images: object) -> None:
+    def estimate_means(self, images: Iterable[Tensor]) -> None:
         """Re-estimate every running mean at the current p as the average over batches of images.
 
         Means follow p with a lag during training; NeurIPS 2022's repository (SortNet) re-estimates them before it
@@ -146,7 +146,7 @@ class DistNet(nn.Module):
         for shift in shifts:
             shift.momentum, shift.seen = None, 0
         try:
-            for x in images:  # type: ignore[attr-defined]
+            for x in images:
                 self.features(x)
         finally:
             for shift in shifts:

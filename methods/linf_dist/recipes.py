@@ -33,7 +33,7 @@ class DistRecipe(Recipe):
     """
 
     widths: tuple[int, ...] = (5120, 5120, 5120, 5120)  # hidden dense distance layers
-    conv_channels: tuple[int, ...] = ()  # 3x3 distance convolutions before them
+    conv_channels: tuple[int, ...] = ()  # 3x3 distance convolutions before them; in no shipped recipe
     conv_strides: tuple[int, ...] = ()
     head: int = bounded(0, 0, 65536)  # hidden units of the MLP head; 0 = a last distance layer instead
     identity: float = bounded(10.0, 0.0, 1e3)  # -identity on the copied input at the start; 0 = plain N(0, 1)
@@ -51,7 +51,7 @@ class DistRecipe(Recipe):
     lambda0: float = bounded(0.05, 0.0, 10.0, open_low=True)  # ramp + CE: first and
     lambda_end: float = bounded(0.0002, 0.0, 10.0, open_low=True)  # last weight of the cross-entropy,
     lambda_ramp: tuple[float, float] = field(default=(0.0, 0.0), metadata={"added": True})  # from .. to; 0,0 = p's
-    estimate_means: bool = False  # re-estimate running means at p = inf when training has ended
+    estimate_means: bool = False  # re-estimate running means at p = inf at the end; in no shipped recipe
 
     def __post_init__(self) -> None:
         super().__post_init__()
