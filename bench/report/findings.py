@@ -39,7 +39,7 @@ def build(inputs: Inputs) -> Findings:
             continue
         heading = f"{block.setting.title}, preset {block.preset}, n = {block.n}"
         across += _families(heading, pools)
-        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_attacked(pools)]
+        sentences = [*_leader(pools), *_accurate(pools), *_undecided(pools), *_attacked(inputs, pools)]
         sentences += [*_empty(inputs, pools), *_failed(pools), *_unequal(pools), *_tuned(pools)]
         sentences += [*_left_out(block), *_not_run(inputs, block)]
         says.append((heading, sentences))
@@ -115,14 +115,18 @@ def _undecided(pools: Sequence[Pool]) -> list[str]:
     return [f"Images that are neither broken nor certified, of {pools[0].n}: {each}."]
 
 
-def _attacked(pools: Sequence[Pool]) -> list[str]:
+def _attacked(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
     """Who met AutoAttack, if not everybody did: an unbroken image means less where the attack was weaker."""
+    sampled = {r.id for r, one in inputs.reattacks if one.suite == "autoattack" and one.is_subset}
     strong = [p for p in pools if all(m.met_autoattack for m in p.members)]
     weak = [p for p in pools if p not in strong]
     if not strong or not weak:
         return []
     if len(weak) <= len(strong):
-        return [f"Attacked on all images and seeds by PGD only, not by AutoAttack: {names(weak)}."]
+        some = [p for p in weak if any(r.id in sampled for r in p.records)]
+        whom = "" if not some else " of each" if some == weak else f" of {names(some)}"
+        also = f"; it met a sample{whom} (table Attacked again)" if some else ""
+        return [f"Attacked on all images and seeds by PGD only, not by AutoAttack: {names(weak)}{also}."]
     return [f"Attacked by AutoAttack on all images and seeds: {names(strong)}; the others by PGD only."]
 
 
