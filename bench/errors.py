@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 
-_LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch", "importlib", "numpy", "auto_LiRPA"))
+_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
+_LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "auto_LiRPA", "pyautoattack")
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -54,8 +56,14 @@ def one_line(error: BaseException) -> str:
 
 def place(error: BaseException) -> str:
     """` (my_method.py:31, in loss)`: the last line of a method's author that led to the error; empty if none did."""
+    import sysconfig
     import traceback
 
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<"))]
-    frames = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
-    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    packages = [_INSTALLED.search(f.filename) for f in frames]
+    stdlib = sysconfig.get_paths()["stdlib"] + os.sep
+    mine = [f for f, p in zip(frames, packages, strict=True) if p is None and not f.filename.startswith(stdlib)]
+    installed = [f for f, p in zip(frames, packages, strict=True) if p is not None and p[1] not in _LIBRARIES]
+    for last in reversed(mine or installed):  # an installed plugin, where nothing of the user's own is on the way
+        return f" ({os.path.basename(last.filename)}:{last.lineno}, in {last.name})"
+    return ""

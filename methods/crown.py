@@ -117,7 +117,7 @@ def certified_radius(net: ReluNet, x: Tensor, y: Tensor) -> Tensor:
     """
     start = interval_radius(net, x, y)
     gap = margin(net(x), y)
-    guess = (start * 1.1).clamp(min=1e-6, max=1.0).float()
+    guess = (start * 1.1).float()
     found = refine(lambda rows, radius: _margins(net, *box_float32(x[rows], radius), y[rows])[1], guess, gap).double()
     return torch.where(gap > 0, torch.maximum(found, start), torch.zeros_like(gap))
 

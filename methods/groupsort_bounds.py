@@ -79,7 +79,7 @@ def certified_radius(net: GroupSortNet, x: Tensor, y: Tensor) -> Tensor:
     gap = margin(net(x), y)
     parts = _parts(net, x, y)
     reach = (parts.gaps / parts.pair).nan_to_num(torch.inf, torch.inf)  # equal rows never change places: 0 / 0
-    guess = reach.amin(dim=1).clamp(min=1e-6, max=1).float()
+    guess = reach.amin(dim=1).float()
     good = refine(lambda rows, radius: _interval_margin(net, *box_float32(x[rows], radius), y[rows]), guess, gap)
     return torch.where(gap > 0, good.double(), torch.zeros_like(gap))
 

@@ -16,8 +16,8 @@ from .nets import ReluNet
 
 HALVINGS = 6  # of [0, 1], before secants take over in that search
 ROUNDS = 9  # secants of the search without rounding control
-LONGEST = 48  # bound calls per example at most
-SMALLEST = 1e-6  # a radius below it counts as 0: half a ten-thousandth of a grey level
+LONGEST = 60  # bound calls per example at most: outward steps, then a halving every other call
+SMALLEST = 1e-6  # a radius below it counts as 0: a quarter of a thousandth of a grey level
 FIRST_STEP = 2e-3  # relative: rounding control seldom costs more of a radius than this
 CLOSE = 1e-6  # relative width of a bracket that is narrow enough
 AIM = 3e-7  # relative: how far below its estimate of the root a secant aims, so that it lands on the certified side
@@ -28,25 +28,26 @@ Certify = Callable[[Tensor, Tensor], Tensor]  # rows [R] of a batch, a radius fo
 
 @dataclass
 class _Bracket:
-    """Radii [B] float32 where the bound holds and where it fails, with its values there; at_bad -inf: not known."""
+    """Radii [B] float32 where the bound holds and where it fails, with its values there."""
 
     good: Tensor
     bad: Tensor
     at_good: Tensor
     at_bad: Tensor
     held: Tensor  # bool: the last probe moved `good`
+    failed: Tensor  # bool: `bad` was probed; else it is only the end of the search
 
     @classmethod
     def whole(cls, gap: Tensor) -> _Bracket:
         """[0, 1]; gap [B] float64 is the margin at radius 0."""
         zero = torch.zeros(gap.shape, dtype=torch.float32, device=gap.device)
-        held = torch.zeros_like(gap, dtype=torch.bool)
-        return cls(zero, torch.ones_like(zero), gap.clone(), torch.full_like(gap, -torch.inf), held)
+        no = torch.zeros_like(gap, dtype=torch.bool)
+        return cls(zero, torch.ones_like(zero), gap.clone(), torch.full_like(gap, -torch.inf), no, no)
 
     @property
     def known(self) -> Tensor:
         """[B] bool: both ends were probed."""
-        return (self.good > 0) & torch.isfinite(self.at_bad)
+        return (self.good > 0) & self.failed
 
     def secant(self) -> Tensor:
         """Where a straight line between the ends crosses zero, a little below; the middle if an end is not known."""
@@ -65,7 +66,7 @@ class _Bracket:
             torch.where(held, torch.where(again, self.at_bad / 2, self.at_bad), bound),
         )
         self.good, self.bad = torch.where(held, radius, self.good), torch.where(held, self.bad, radius)
-        self.held = held
+        self.held, self.failed = held, self.failed | ~held
 
     def narrow(self) -> Tensor:
         """[B] bool: nothing more is to be found."""
@@ -109,36 +110,38 @@ def refine(certify: Certify, guess: Tensor, gap: Tensor) -> Tensor:
     """The largest radius, [B] float32, at which `certify` holds, to about a millionth of it; sought from `guess` [B].
 
     Where the bound is not monotone it is one at which it holds and just above which it fails. Steps outward grow until
-    the bound holds at one end and fails at the other, then secants close in, or the middle where three of them did not
-    halve the bracket. 0 below SMALLEST. Only examples that are still open are asked for.
+    the bound holds at one end and fails at the other, then secants close in; from where three of them did not halve the
+    bracket they take turns with the middle. 0 below SMALLEST. Only examples that are still open are asked for.
 
     Args:
         gap: [B] float64, the margin at radius 0; where it is not positive nothing is sought, and the radius is 0.
     """
     found = torch.zeros_like(guess)
     rows = (gap > 0).nonzero()[:, 0]
-    bracket, guess = _Bracket.whole(gap[rows]), guess[rows]
+    bracket, guess = _Bracket.whole(gap[rows]), guess[rows].clamp(min=SMALLEST, max=1)
     width = torch.full_like(guess, FIRST_STEP)
     spans = [torch.full_like(guess, torch.inf)] * 3  # widths of the bracket before the last three probes
+    hard = halved = torch.zeros_like(rows, dtype=torch.bool)
     for _ in range(LONGEST):
         if not len(rows):
             break
-        below, above = bracket.good == 0, torch.isinf(bracket.at_bad)
+        below, above = bracket.good == 0, ~bracket.failed
         down = torch.minimum(bracket.bad, guess) * (1 - width.clamp(max=0.9))
         up = torch.maximum(bracket.good, guess) * (1 + width)
         span = bracket.bad - bracket.good
-        slow = span > spans[0] / 2  # three secants did not halve it
+        hard = hard | (span > spans[0] / 2)
+        halved = hard & ~halved
         least = 0.9 * CLOSE * bracket.bad  # nearer an end than this nothing is learnt
-        inner = torch.where(slow, (bracket.good + bracket.bad) / 2, bracket.secant())
+        inner = torch.where(halved, (bracket.good + bracket.bad) / 2, bracket.secant())
         inner = torch.maximum(torch.minimum(inner, bracket.bad - least), bracket.good + least)
-        spans = [*spans[1:], torch.where(below | above | slow, torch.full_like(span, torch.inf), span)]
+        spans = [*spans[1:], torch.where(below | above, torch.full_like(span, torch.inf), span)]
         asked = rows
         bracket.probe(lambda radius, asked=asked: certify(asked, radius),  # type: ignore[misc]
                       torch.where(below, down, torch.where(above, up, inner)))  # fmt: skip
-        missed = (bracket.good == 0) | (torch.isinf(bracket.at_bad) & ~below)  # the end lies further out
+        missed = (bracket.good == 0) | (~bracket.failed & ~below)  # the end lies further out
         width = torch.where(missed, (width * 8).clamp(max=1.0), width)
         found[rows] = bracket.good
         left = (~bracket.narrow()).nonzero()[:, 0]
         rows, guess, width, bracket = rows[left], guess[left], width[left], bracket.of(left)
-        spans = [before[left] for before in spans]
-    return found
+        spans, hard, halved = [before[left] for before in spans], hard[left], halved[left]
+    return torch.where(found < SMALLEST, torch.zeros_like(found), found)

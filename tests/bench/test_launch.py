@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench import child, registry
 from bench import launch as launching
@@ -96,18 +95,31 @@ def test_too_little_memory_in_training_says_what_to_set(error):
     assert "--set batch_size=" in said and "--device" in said and "\n" not in said
 
 
-def test_a_fault_of_a_plugin_names_its_line():
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [("torch.nn.functional.softmax(torch.zeros(2), dim=7)", IndexError), ("json.loads('{')", ValueError)],
+)
+def test_a_fault_of_a_plugin_names_its_line(line, error):
     """The last line of the author's, not that of the library it called."""
     from bench.worker import _unexpected
 
-    source = "import torch\n\ndef loss(x):\n    return torch.nn.functional.softmax(x, dim=7)\n"
-    made = {}
-    exec(compile(source, "/home/somebody/my_method.py", "exec"), made)
-    with pytest.raises(IndexError) as caught:
-        made["loss"](torch.zeros(2))
+    source, made = f"import json, torch\n\ndef loss():\n    return {line}\n", {}
+    exec(compile(source, "/home/somebody/torch/my_method.py", "exec"), made)
+    with pytest.raises(error) as caught:
+        made["loss"]()
     said = _unexpected(caught.value)
-    # the frame of this test is the author's too, but an earlier one
-    assert said.startswith("IndexError: ") and said.endswith(" (my_method.py:4, in loss)") and "\n" not in said
+    assert said.endswith(" (my_method.py:4, in loss)") and "\n" not in said
+
+
+def test_a_fault_of_a_library_alone_names_nobody():
+    """Nothing on the way is the author's: no line of the standard library is blamed."""
+    from bench.errors import place
+
+    try:
+        raise ValueError
+    except ValueError as error:
+        error.__traceback__ = None
+        assert place(error) == ""
 
 
 def test_a_hanging_cell_is_ended(ended):

@@ -316,21 +316,34 @@ def test_large_but_safe_weights_keep_their_certificate() -> None:
     assert float(found.lower) > 0.9
 
 
-class Doubled(nn.Linear):
+class OwnForward(nn.Linear):
     """Looks like its base class to whoever asks for the class, and computes something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
 
 
+class OwnCall(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2
+
+
+class OwnBody(ReluNet):
+    @property
+    def body(self) -> list[nn.Module]:
+        return super().body[:1]
+
+
 def swapped(how: str) -> ReluNet:
     """A small net of which one layer is not what bounds would take it for."""
     torch.manual_seed(0)
-    first: nn.Linear = Doubled(144, 8) if how == "a subclass" else nn.Linear(144, 8)
-    net = ReluNet(None, nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(8, 5))).eval()
+    kind = {"a forward": OwnForward, "a call": OwnCall}.get(how, nn.Linear)
+    first = kind(144, 8)
+    made = OwnBody if how == "a body" else ReluNet
+    net = made(None, nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(8, 5))).eval()
     if how == "a hook":
         first.register_forward_hook(lambda module, inputs, output: output * 2)
-    if how == "a forward of its own":
+    if how == "a forward of one instance":
         first.forward = lambda x: nn.functional.linear(x, 2 * first.weight)  # type: ignore[method-assign]
     if how == "a parametrisation":
         nn.utils.parametrizations.weight_norm(first)
@@ -338,11 +351,22 @@ def swapped(how: str) -> ReluNet:
 
 
 @both
-@pytest.mark.parametrize("how", ["a subclass", "a hook", "a forward of its own"])
+@pytest.mark.parametrize("how", ["a forward", "a call", "a body", "a hook", "a forward of one instance"])
 def test_a_layer_that_is_not_what_its_class_says_has_no_certificate(how: str, bound: Certificate) -> None:
     x = torch.full((2, 1, 12, 12), 0.5)
-    with pytest.raises(ValueError, match=r"layer layers\.1 .* has no certificate"):
+    with pytest.raises(ValueError, match=r"layer (layers\.1|net) .* has no certificate"):
         bound(swapped(how), x, torch.zeros(2, dtype=torch.int64), Eps("0.01"))
+
+
+def test_nothing_is_certified_while_torch_has_global_hooks() -> None:
+    x, y = torch.full((2, 1, 12, 12), 0.5), torch.zeros(2, dtype=torch.int64)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        with pytest.raises(ValueError, match="global forward hooks"):
+            interval_net.ibp_bound(swapped(""), x, y, Eps("0.01"))
+    finally:
+        hook.remove()
+    interval_net.ibp_bound(swapped(""), x, y, Eps("0.01"))
 
 
 @both
