@@ -150,13 +150,18 @@ def runs(
     from .report.checked import check
 
     found, problems = record.scan(results)
-    rows = [
-        {**check(r, reattack.of_record(r)[0]).row(), "cell": r.cell_id, "folder": r.path.name}
-        for r in found
-        if r.method in (method_names or (r.method,))
-        and r.dataset in (dataset_names or (r.dataset,))
-        and r.preset in (presets or (r.preset,))
-    ]
+    rows = []
+    for r in found:
+        asked = r.method in (method_names or (r.method,)) and r.dataset in (dataset_names or (r.dataset,))
+        if not asked or r.preset not in (presets or (r.preset,)):
+            continue
+        later, unusable = reattack.of_record(r)
+        problems += unusable
+        checked = check(r, later)
+        if checked.broken:  # no table shows its numbers either
+            problems.append(record.Problem(r.path, checked.broken))
+            continue
+        rows.append({**checked.row(), "cell": r.cell_id, "folder": r.path.name})
     return rows, [f"{p.path}: {p.reason}" for p in problems]
 
 

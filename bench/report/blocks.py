@@ -47,7 +47,7 @@ class Block:
         """(position of the row, kind) -> Standing."""
         found: dict[tuple[int, str], Standing] = {}
         # Clean accuracy without a certificate is another discipline: it would win every block.
-        certifying = {at for at, p in enumerate(self.pools) if p.percent("certified") >= CERTIFIES}
+        certifying = {at for at, p in enumerate(self.pools) if p.may_be_best and p.percent("certified") >= CERTIFIES}
         for kind in KINDS:
             rows = [at for at, p in enumerate(self.pools) if p.may_be_best and (kind != "certified" or p.cls)]
             if kind != "certified" and certifying:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import fmt, limits, stats, styles
-from .blocks import Block, paired_p
+from .blocks import CERTIFIES, Block, paired_p
 from .pool import Pool, leaders
 from .rows import Inputs
 from .wording import is_tuned, name, names, percent
 
-NOTHING = 1  # percent certified below which a row certifies "almost nothing"
+NOTHING = CERTIFIES  # percent certified below which a row certifies "almost nothing"
 FAILED = 25  # points of clean accuracy below the published one
 
 
@@ -58,7 +58,10 @@ def _families(heading: str, pools: Sequence[Pool]) -> list[str]:
         return []
     ahead = ours.percent("certified") - other.percent("certified")
     places = fmt.decimals(pools[0].n)
-    doubt = paired_p(ours, other, "certified") >= 0.05
+    best = pools[0]  # as in `_leader`: the best row against all others, corrected
+    rest = [p for p in pools if p is not best]
+    values = stats.holm([paired_p(best, p, "certified") for p in rest])
+    doubt = values[rest.index(other if best is ours else ours)] >= 0.05
     return [
         f"{heading}: {fmt.points(ahead, places)} points ({name(ours)} {percent(ours, 'certified')}, "
         f"{name(other)} {percent(other, 'certified')}{'; not separable on these images' if doubt else ''})."
@@ -92,7 +95,7 @@ def _accurate(pools: Sequence[Pool]) -> list[str]:
     if best.percent("certified") < NOTHING:
         return []
     if first is best:
-        return [f"It also has the highest clean accuracy, {percent(best, 'correct')}."]
+        return [f"{name(best)} has the highest clean accuracy too, {percent(best, 'correct')}."]
     certified = first.percent("certified")
     what = "but certifies almost nothing" if certified < NOTHING else f"and certifies {percent(first, 'certified')}"
     close = " (not separable on these images)" if paired_p(first, best, "correct") >= 0.05 else ""
@@ -122,12 +125,15 @@ def _attacked(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
     weak = [p for p in pools if p not in strong]
     if not strong or not weak:
         return []
+    some = [p for p in weak if any(r.id in sampled for r in p.records)]
+    seeds = [f"{met} of {p.k} seeds of {name(p)}" for p in weak if (met := sum(m.met_autoattack for m in p.members))]
+    whose = "each" if some == weak else names(some) if some else ""
+    also = [f"a sample of {whose}", *seeds] if some else seeds
+    but = f"; of the others {fmt.names(also)}" if also else ""
     if len(weak) <= len(strong):
-        some = [p for p in weak if any(r.id in sampled for r in p.records)]
-        whom = "" if not some else " of each" if some == weak else f" of {names(some)}"
-        also = f"; it met a sample{whom} (table Attacked again)" if some else ""
-        return [f"Attacked on all images and seeds by PGD only, not by AutoAttack: {names(weak)}{also}."]
-    return [f"Attacked by AutoAttack on all images and seeds: {names(strong)}; the others by PGD only."]
+        but = f"; it met {fmt.names(also)}" if also else ""
+        return [f"Not attacked by AutoAttack on all images and seeds: {names(weak)}{but}."]
+    return [f"Attacked by AutoAttack on all images and seeds: {names(strong)}{but}."]
 
 
 def _empty(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
@@ -136,10 +142,9 @@ def _empty(inputs: Inputs, pools: Sequence[Pool]) -> list[str]:
         return []
     standing = max(empty, key=lambda p: p.count("robust"))
     kinds = " and ".join(sorted({p.certifier for p in empty}))
-    text = (
-        f"The certificate of the table ({kinds}) proves almost nothing for {names(empty)}, although attacks leave up "
-        f"to {percent(standing, 'robust')} standing ({name(standing)})"
-    )
+    text = f"The certificate of the table ({kinds}) proves almost nothing for {names(empty)}"
+    if standing.percent("robust") >= NOTHING:
+        text += f", although attacks leave up to {percent(standing, 'robust')} standing ({name(standing)})"
     ids = {r.id: p for p in empty for r in p.records}
     known = [(one.count("certified"), one, ids[r.id]) for r, one in inputs.certifications if r.id in ids]
     if known:
@@ -154,9 +159,10 @@ def _failed(pools: Sequence[Pool]) -> list[str]:
     for pool in pools:
         theirs = pool.published.clean if pool.published else None
         if theirs is not None and Fraction(theirs) - pool.percent("correct") > FAILED:
+            what = "" if pool.first.preset == "paper" else " of a cheap recipe"
             found.append(
-                f"{name(pool)} reached {percent(pool, 'correct')} clean where {theirs} % are published: a failed run "
-                "of a cheap recipe, no measure of the method."
+                f"{name(pool)} reached {percent(pool, 'correct')} clean where {theirs} % are published: a failed run"
+                f"{what}, no measure of the method."
             )
     return found
 
@@ -170,13 +176,12 @@ def _unequal(pools: Sequence[Pool]) -> list[str]:
         said.append(f"networks have from {small} to {large} parameters")
     if len({machine for p in pools for machine in p.machines}) == 1:
         fast, slow = min(pools, key=lambda p: p.train_s), max(pools, key=lambda p: p.train_s)
-        said.append(
-            f"training took from {fmt.seconds(fast.train_s)} ({name(fast)}) to {fmt.seconds(slow.train_s)} "
-            f"({name(slow)})"
-        )
+        least, most = fmt.seconds(fast.train_s), fmt.seconds(slow.train_s)
+        if least != most:
+            said.append(f"training took from {least} ({name(fast)}) to {most} ({name(slow)})")
     else:
-        said.append("training ran on different machines")
-    return [f"Not equal: {'; '.join(said)}."]
+        said.append("training ran on different machines or thread counts")
+    return [f"Not equal: {'; '.join(said)}."] if said else []
 
 
 def _tuned(pools: Sequence[Pool]) -> list[str]:

@@ -58,7 +58,7 @@ def league(inputs: Inputs, kind: str) -> Table:
         *_longer(shown),
     ]
     if apart := limits.spread(shown):
-        notes.append(f"Wall clock, with whatever else the machine did{apart}: a run just over a budget is not slower.")
+        notes.append(f"Wall clock, with whatever else the machine did{apart}: just over a budget need not be slower.")
     return table(f"league_{kind}", f"Best run within a training time, {word}", columns, blocks, shown, notes)
 
 

@@ -31,7 +31,10 @@ MARKS = {  # sign -> legend line, in the order legends print them
 
 
 BOLD = "bold"
-BEST = "best of the rows of its block that certify 1 % or more, separated from each by interval and paired test"
+BEST = (
+    "best of its block, separated from every rival by interval and paired test; clean and robust among the rows that "
+    "certify 1 % or more, if any does"
+)
 
 
 @dataclass(frozen=True)

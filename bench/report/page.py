@@ -112,7 +112,7 @@ def _cards(inputs: Inputs) -> str:
     wanted = [s for s in inputs.settings() if (s.dataset, s.eps_text) in tables.HEADLINES and not s.norm]
     wanted += [s for s in inputs.settings() if lead(inputs, s) and s not in wanted]
     cards = []
-    for setting in sorted(wanted[:8], key=lambda s: lead(inputs, s) is None):  # what was run first
+    for setting in sorted(wanted, key=lambda s: lead(inputs, s) is None)[:8]:  # what was run first
         pool = _best(inputs, setting)
         lines = [f"<h3>{fmt.html(setting.title)}</h3>"]
         if pool:

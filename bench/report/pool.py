@@ -149,9 +149,9 @@ class Pool:
 
     @property
     def hardest(self) -> tuple[Checked, ...]:
-        """The seeds that met most attacks: what lies between attacks and certificates is least known of the others."""
-        most = max(len(m.later) for m in self.members)
-        return tuple(m for m in self.members if len(m.later) == most)
+        """The seeds attacked hardest: what lies between attacks and certificates is less known of the others."""
+        most = max((m.met_autoattack, len(m.later)) for m in self.members)
+        return tuple(m for m in self.members if (m.met_autoattack, len(m.later)) == most)
 
     @property
     def is_unevenly_attacked(self) -> bool:

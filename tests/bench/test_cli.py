@@ -231,6 +231,14 @@ def test_list_runs_has_the_public_fields(folder):
     assert all(not isinstance(value, (dict, list)) for value in row.values())
 
 
+def test_list_runs_shows_no_number_that_tables_withhold(folder, tmp_path):
+    shutil.copytree(folder / "results", tmp_path, dirs_exist_ok=True)
+    (damaged,) = tmp_path.rglob("arrays.npz")
+    damaged.write_bytes(b"cut off")
+    done = call("list", "runs", "--json", "--results", tmp_path)
+    assert json.loads(done.stdout) == [] and "arrays" in done.stderr
+
+
 def test_list_recipes_has_the_public_fields():
     rows = json.loads(call("list", "recipes", "-m", "tiny", "--json").stdout)
     digits = next(r for r in rows if r["dataset"] == "digits")

@@ -1505,8 +1505,8 @@ MUTANTS = (
     Mutant(
         "no-middle-for-curved-bounds",
         "methods/radius.py",
-        "slow = span > spans[0] / 2",
-        "slow = span > 2 * spans[0]",
+        "halved = hard & ~halved",
+        "halved = hard & False",
         (RADIUS,),
     ),
     Mutant(
@@ -1520,11 +1520,45 @@ MUTANTS = (
     Mutant(
         "hooks-unseen",
         "methods/lookalikes.py",
-        "if module._forward_hooks or module._forward_pre_hooks:",
-        "if module._forward_pre_hooks:",
+        "if layer._forward_hooks or layer._forward_pre_hooks:",
+        "if layer._forward_pre_hooks:",
         (INTERVAL,),
     ),
-    Mutant("instances-with-a-forward-unseen", "methods/lookalikes.py", "name in vars(module) or ", "", (INTERVAL,)),
+    Mutant(
+        "global-hooks-unseen",
+        "methods/lookalikes.py",
+        "if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:",
+        "if False:",
+        (INTERVAL,),
+    ),
+    Mutant(
+        "only-forward-counts-as-an-override",
+        "methods/lookalikes.py",
+        "if name not in HARMLESS and hasattr(base, name):",
+        'if name == "forward":',
+        (INTERVAL,),
+    ),
+    Mutant(
+        "instances-with-a-forward-unseen",
+        "methods/lookalikes.py",
+        "for name in vars(layer) if callable(getattr(base, name, None))",
+        "for name in vars(layer) if False",
+        (INTERVAL,),
+    ),
+    Mutant(
+        "guess-of-zero",
+        "methods/radius.py",
+        "guess[rows].clamp(min=SMALLEST, max=1)",
+        "guess[rows]",
+        (RADIUS,),
+    ),
+    Mutant(
+        "minus-infinity-is-not-probed",
+        "methods/radius.py",
+        "self.held, self.failed = held, self.failed | ~held",
+        "self.held, self.failed = held, torch.isfinite(self.at_bad)",
+        (RADIUS,),
+    ),
     Mutant("sums-taken-for-means", "methods/box.py", " or module.divisor_override:", ":", (INTERVAL,)),
     Mutant(
         "lookalike-distance-layers-certified",
@@ -1558,7 +1592,7 @@ MUTANTS = (
     Mutant(
         "open-images-of-all-seeds",
         "bench/report/pool.py",
-        "if len(m.later) == most)",
+        "if (m.met_autoattack, len(m.later)) == most)",
         "if m)",
         ("tests/bench/report/test_findings.py",),
     ),

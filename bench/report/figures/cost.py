@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import fmt
 from ..blocks import Block
 from ..pool import Pool, Setting, leaders
@@ -57,15 +59,22 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         }
         for p in pools
     ]
-    base = {p["method"]: [p["train_s"], p["y"]] for p in points}
+    floor = lowest_shown([p["y"] for p in points])
+    base = {p["method"]: [p["train_s"], p["y"]] for p in points if p["y"] >= floor}
+    index = pools[0].members[0].index
+    joined = [
+        p for other in inputs.blocks_of(setting) if other is not block for p in sound(other)
+        if p.cls and p.method in base and p.machines == [(name, threads)]
+        and p.first.data["data"]["checksum"] == pools[0].first.data["data"]["checksum"]
+        and np.array_equal(p.members[0].index, index)
+    ]  # fmt: skip
     longer = [
         {
             "method": p.method, "preset": p.first.preset, "train_s": round(p.train_s, 4),
             "y": percent(p.percent("certified")), "yerr": [round(v, 4) for v in p.interval("certified")],
             "base": base[p.method], **looks[p.method],
         }
-        for other in inputs.blocks_of(setting) if other is not block and other.n == block.n and not other.is_subset
-        for p in sound(other) if p.cls and p.method in base and p.machines == [(name, threads)]
+        for p in joined
     ]  # fmt: skip
     first = leaders(pools, "certified")
     best = min(first, key=lambda p: (p.train_s, p.method))
@@ -85,8 +94,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         for p in (*points, *longer)
     ]  # fmt: skip
     if longer:
-        alt += f" Joined to their own point: {fmt.names([_longer(p) for p in longer])}."
-    floor = lowest_shown([p["y"] for p in points])
+        alt += f" Joined to their own point: {fmt.names([_longer(p) for p in joined])}."
     data = {
         "points": [p for p in points if p["y"] >= floor],
         "below": [
@@ -94,17 +102,18 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             for point, p in zip(points, pools, strict=True)
             if point["y"] < floor
         ],
-        "longer": [p for p in longer if p["base"][1] >= floor],
+        "longer": longer,
         "device": fmt.printable(device),
         "under": under(block),
     }
     title = f"Certified accuracy against cost: {setting.title}"
     columns = ("method", "preset", "train_s", "certify_ms", "certified")
-    return Spec(f"cost_{setting.slug}", "cost", title, alt, data, columns, rows, ids(pools), setting)
+    return Spec(f"cost_{setting.slug}", "cost", title, alt, data, columns, rows, ids([*pools, *joined]), setting)
 
 
-def _longer(point: Mapping[str, Any]) -> str:
-    return f"{point['method']} {point['preset']} {fmt.fixed(point['y'], 2)} % after {fmt.seconds(point['train_s'])}"
+def _longer(pool: Pool) -> str:
+    share = fmt.percent(pool.count("certified"), pool.n)
+    return f"{pool.first.title} {pool.first.preset} {share} % after {fmt.seconds(pool.train_s)}"
 
 
 def draw(data: Mapping[str, Any]) -> Figure:

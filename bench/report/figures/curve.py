@@ -73,12 +73,15 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
         f"Certified accuracy against radius on {under(block, lowest_seed=True)}: {certify(first)} most at "
         f"{setting.eps_text}, {fmt.percent(most, block.n)} % of {block.n}."
     )
+    bottom = _bottom([s["certified"] for s in series])
+    if below := [f"{s['label']} {fmt.fixed(s['certified'], 2)} %" for s in series if s["certified"] < bottom]:
+        alt += f" Below the axis at {setting.eps_text}: {fmt.names(below)}."
     data = {
         "x": [round(float(x), 7) for x in grid],
         "series": series,
         "eps": eps,
         "levels": setting.dataset in LEVELS,
-        "bottom": _bottom([s["certified"] for s in series]),
+        "bottom": bottom,
         "under": under(block, lowest_seed=True),
     }
     columns = ("method", "record", "radius", "n_certified", "n", "certified")
@@ -95,7 +98,7 @@ def _bottom(certified: Sequence[float]) -> int:
     """Where the axis begins: 0, or where the rows that certify most can be told apart at eps, if that is above half."""
     low = lowest_shown(certified)
     begin = math.floor((low - 0.8 * (100 - low)) / 5) * 5
-    return begin if begin >= 50 else 0
+    return min(begin, 95) if begin >= 50 else 0
 
 
 def draw(data: Mapping[str, Any]) -> Figure:

@@ -206,8 +206,17 @@ def test_runs_of_other_presets_are_joined_on_in_the_cost_figure(tmp_path, make):
     (longer,) = cost.data["longer"]
     own = next(p for p in cost.data["points"] if p["method"] == "ibp")
     assert (longer["preset"], longer["train_s"], longer["base"]) == ("hour", 3000.0, [own["train_s"], own["y"]])
-    assert {row["preset"] for row in cost.csv_rows} == {"quick", "hour"} and "ibp hour" in cost.alt
+    assert {row["preset"] for row in cost.csv_rows} == {"quick", "hour"} and "IBP hour" in cost.alt
     figures.DRAW["cost"](cost.data)
+
+
+def test_a_longer_run_of_a_row_that_is_not_drawn_is_in_no_caption(tmp_path, make):
+    for method in ("ibp", "linf_dist", "crown_ibp"):
+        make(tmp_path, method=method, preset="quick", reach=0.2)
+    for preset in ("quick", "hour"):
+        make(tmp_path, method="standard", preset=preset, reach=1e-6)
+    (cost,) = [s for s in figures.build(gather(tmp_path)) if s.kind == "cost"]
+    assert cost.data["longer"] == [] and "Joined" not in cost.alt and len(cost.csv_rows) == len(cost.records) == 4
 
 
 @pytest.mark.parametrize(("skill", "begins"), [(3.0, True), (0.0, False)])
@@ -220,12 +229,20 @@ def test_a_curve_begins_where_its_rows_can_be_told_apart(tmp_path, make, skill, 
     figures.DRAW["curve"](curve.data)
 
 
+def test_rows_below_a_curve_s_axis_are_named_in_its_caption(tmp_path, make):
+    for method, reach in (("ibp", 0.2), ("linf_dist", 0.2), ("standard", 1e-6)):
+        make(tmp_path, method=method, skill=4.0, reach=reach)
+    (curve,) = [s for s in figures.build(gather(tmp_path)) if s.kind == "curve"]
+    assert curve.data["bottom"] > 50 and curve.alt.endswith(" Below the axis at 0.1: Standard training 0.00 %.")
+
+
 def test_radii_are_told_by_their_mean_over_all_images(tmp_path, make):
     record = make(tmp_path, n=500, method="ibp")
     (radii,) = [s for s in figures.build(gather(tmp_path)) if s.kind == "radii"]
     mean = float(record.arrays("radius")["radius"].astype(np.float64).mean())
     assert radii.data["series"][0]["mean"] == pytest.approx(mean, abs=1e-6)
     assert sum(radii.data["series"][0]["counts"]) == record.n_correct
+
 
 def test_two_seeds_are_still_few(tmp_path, make):
     for seed in (0, 1):

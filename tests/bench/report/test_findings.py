@@ -141,7 +141,7 @@ def test_autoattack_counts_nets_and_what_it_broke(two: Path, proved: int) -> Non
     (line,) = [line for line in found(two).limits if line.startswith("Attacks")]
     assert "on 1 of 2 nets, after the fact" in line and "broke 2 images" in line and "(17 in all)" in line
     (other,) = {"IBP", "l_inf-dist net"} - {one.title}
-    assert f"Attacked on all images and seeds by PGD only, not by AutoAttack: {other}." in found(two).says[0][1]
+    assert f"Not attacked by AutoAttack on all images and seeds: {other}." in found(two).says[0][1]
     # That nothing certified broke is worth no word where nothing certified was attacked.
     assert ("not certified" in line) == (proved == 0)
     (table,) = [t for t in tables.build(rows.gather(record.scan(two)[0], [])) if t.name == "reattacks"]
@@ -240,6 +240,26 @@ def test_seeds_that_met_different_attacks_have_no_spread_of_robust_accuracy(tmp_
     for one in made[1:]:
         attacked_later(one, "autoattack", 3)
     assert sd()["robust"] != "n/a"
+
+
+def test_autoattack_on_some_seeds_is_neither_all_nor_none(tmp_path: Path) -> None:
+    made = [make(tmp_path, n=2000, method="ibp", seed=seed) for seed in (0, 1, 2)]
+    other = make(tmp_path, n=2000, method="linf_dist")
+    attacked_later(made[1], "autoattack", 5)
+    attacked_later(other, "autoattack", 0)
+    for suite in ("pgd", "pgd_long"):
+        attacked_later(made[0], suite, 30)  # more attacks, and weaker ones
+    sentences = found(tmp_path).says[0][1]
+    assert "Not attacked by AutoAttack on all images and seeds: IBP; it met 1 of 3 seeds of IBP." in sentences
+    left = made[1].n_robust - 5 - made[1].n_certified
+    assert any(f"{left} (IBP)" in s for s in sentences if s.startswith("Images that are neither"))
+
+
+def test_a_row_that_every_attack_breaks_has_nothing_standing(tmp_path: Path) -> None:
+    make(tmp_path, n=500, method="ibp")
+    make(tmp_path, n=500, method="standard", reach=1e-6)
+    (line,) = [s for s in found(tmp_path).says[0][1] if s.startswith("The certificate of the table")]
+    assert line == "The certificate of the table (interval) proves almost nothing for Standard training."
 
 
 def test_programs_are_told_what_later_attacks_left_as_readers_are(tmp_path: Path) -> None:
