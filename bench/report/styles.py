@@ -95,6 +95,11 @@ def is_distance_net(method: str) -> bool:
     return _table()["method"].get(method, {}).get("family") == "distance"
 
 
+def trains_in_a_ball(method: str) -> bool:
+    """Whether its training uses the radius of the schedule."""
+    return bool(_table()["method"].get(method, {}).get("ball", True))
+
+
 def own_paper(method: str) -> str | None:
     """Citekey of the paper that proposed the method."""
     return _table()["method"].get(method, {}).get("paper")

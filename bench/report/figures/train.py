@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import fmt
+from .. import fmt, styles
 from ..blocks import Block
 from ..pool import Setting
 from ..rows import Inputs
@@ -36,7 +36,7 @@ def describe(inputs: Inputs, setting: Setting, block: Block | None) -> Spec | No
             continue
         keep = _thin(len(history), 120)
         values = {key: [_scalar(history[i].get(key)) for i in keep] for key, _ in PANELS}
-        if not pool.first.data["recipe"]["fields"].get("eps_train", True):  # the schedule of a radius it never uses
+        if not styles.trains_in_a_ball(pool.method):  # the loop's schedule of a radius it never uses
             values["eps"] = [None] * len(keep)
         share = [round(100.0 * (i + 1) / len(history), 3) for i in keep]
         series.append({"method": pool.method, "label": label(pool), "x": share, "values": values, **looks[pool.method]})

@@ -236,6 +236,15 @@ def test_rows_below_a_curve_s_axis_are_named_in_its_caption(tmp_path, make):
     assert curve.data["bottom"] > 50 and curve.alt.endswith(" Below the axis at 0.1: Standard training 0.00 %.")
 
 
+def test_training_without_a_radius_shows_none(tmp_path, make):
+    """The loop keeps a schedule of eps for every method; what never looks at it must not seem to train in a ball."""
+    for method in ("standard", "pgd", "groupsort", "ibp"):
+        make(tmp_path, method=method)
+    (train,) = [s for s in figures.build(gather(tmp_path)) if s.kind == "train"]
+    shown = {s["method"] for s in train.data["series"] if any(v is not None for v in s["values"]["eps"])}
+    assert shown == {"pgd", "ibp"}
+
+
 def test_radii_are_told_by_their_mean_over_all_images(tmp_path, make):
     record = make(tmp_path, n=500, method="ibp")
     (radii,) = [s for s in figures.build(gather(tmp_path)) if s.kind == "radii"]
