@@ -14,9 +14,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .child import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Outcome, Slot, Task
@@ -73,13 +74,14 @@ class Executor:
         outcomes: list[Outcome] = []
         waiting = dict(enumerate(jobs))
         try:
-            while waiting:
-                for k in [k for k, job in waiting.items() if job.done()]:
-                    for outcome in _collect(waiting.pop(k), batches[k]):
-                        outcomes.append(outcome)
-                        on_outcome(outcome)
-                if waiting:
-                    time.sleep(POLL_S)
+            with _ended_like_interrupted():
+                while waiting:
+                    for k in [k for k, job in waiting.items() if job.done()]:
+                        for outcome in _collect(waiting.pop(k), batches[k]):
+                            outcomes.append(outcome)
+                            on_outcome(outcome)
+                    if waiting:
+                        time.sleep(POLL_S)
         except KeyboardInterrupt:
             outcomes += self._let_go(waiting, batches, on_outcome, say)
         place = {id(task): k for k, task in enumerate(begun)}
@@ -127,7 +129,7 @@ class Executor:
         on_outcome: Callable[[Outcome], None],
         say: Callable[[str], None],
     ) -> list[Outcome]:
-        """Ctrl-C: a cluster's jobs go on without us, local ones are ended; their cells keep their saved states."""
+        """Stopped: a cluster's jobs go on without us, local ones are ended; their cells keep their saved states."""
         ids = " ".join(str(job.job_id) for job in waiting.values())
         if self.engine == "slurm":
             say(f"the jobs go on: {ids} (scancel ends them); the same command shows later what they finished")
@@ -141,6 +143,24 @@ class Executor:
         for outcome in left:
             on_outcome(outcome)
         return left
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C: whoever ends us must not leave local jobs behind."""
+
+    def heard(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, heard)
+    except ValueError:  # not the main thread: whoever runs us there stops us his way
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,22 @@ def test_a_job_that_dies_is_a_failure_of_each_of_its_cells(tmp_path):
     outcomes = executor._collect(Died(), tasks_in(tmp_path, {"good": {}, "nan": {"nan_at": "3"}}))
     assert [o.code for o in outcomes] == [1, 1]
     assert outcomes[0].message == "its job 17 died: by the node's memory limit (log: jobs/17.err)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_us_stops_the_jobs_of_this_machine(tmp_path, monkeypatch, number):
+    """Ctrl-C and the SIGTERM of a batch system alike; a job left behind would hold its cell's lock."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        job = SimpleNamespace(job_id=str(process.pid), done=lambda: False)
+        monkeypatch.setattr(Executor, "_engine", lambda *_: None)
+        monkeypatch.setattr(Executor, "_submit", lambda *_: [job])
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        before = signal.getsignal(signal.SIGTERM)
+        tasks, seen, said = tasks_in(tmp_path, {"slow": {"epochs": "1"}}), [], []
+        outcomes, cut = Executor("local").run(tasks, 1, device="cpu", on_outcome=seen.append, say=said.append)
+        assert cut and [o.code for o in outcomes] == [4] and seen == outcomes
+        assert process.wait(timeout=30) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_nothing_to_do_needs_no_engine(monkeypatch):
