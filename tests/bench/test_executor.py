@@ -80,17 +80,22 @@ def test_a_job_that_dies_is_a_failure_of_each_of_its_cells(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_stops_us_stops_the_jobs_of_this_machine(tmp_path, monkeypatch, number):
     """Ctrl-C and the SIGTERM of a batch system alike; a job left behind would hold its cell's lock."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        job = SimpleNamespace(job_id=str(process.pid), done=lambda: False)
-        monkeypatch.setattr(Executor, "_engine", lambda *_: None)
-        monkeypatch.setattr(Executor, "_submit", lambda *_: [job])
+    process = subprocess.Popen(["sleep", "600"])
+    job = SimpleNamespace(job_id=str(process.pid), done=lambda: process.poll() is not None)
+    monkeypatch.setattr(Executor, "_engine", lambda *_: None)
+    monkeypatch.setattr(Executor, "_submit", lambda *_: [job])
+    tasks, seen, said = tasks_in(tmp_path, {"slow": {"epochs": "1"}}), [], []
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to it
+    try:
         threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        before = signal.getsignal(signal.SIGTERM)
-        tasks, seen, said = tasks_in(tmp_path, {"slow": {"epochs": "1"}}), [], []
         outcomes, cut = Executor("local").run(tasks, 1, device="cpu", on_outcome=seen.append, say=said.append)
         assert cut and [o.code for o in outcomes] == [4] and seen == outcomes
         assert process.wait(timeout=30) == -signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+        process.kill()
 
 
 def test_nothing_to_do_needs_no_engine(monkeypatch):
