@@ -75,7 +75,8 @@ def test_a_recipe_that_changed_since_the_plan_is_not_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("where", "option"), [("results", "--results"), ("runs", "--runs-dir")])
-def test_a_dry_run_says_that_a_folder_is_a_file_and_makes_none(tmp_path, where, option):
+def test_a_dry_run_says_that_a_folder_is_a_file_and_makes_none(tmp_path, monkeypatch, where, option):
+    monkeypatch.setattr(planning, "estimate", lambda *_, **__: {})
     planning.make_plan(asked(tmp_path, dry_run=True), ())
     assert not any(tmp_path.iterdir())
     (tmp_path / where).write_text("a file")
