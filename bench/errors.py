@@ -64,6 +64,5 @@ def place(error: BaseException) -> str:
     stdlib = sysconfig.get_paths()["stdlib"] + os.sep
     mine = [f for f, p in zip(frames, packages, strict=True) if p is None and not f.filename.startswith(stdlib)]
     installed = [f for f, p in zip(frames, packages, strict=True) if p is not None and p[1] not in _LIBRARIES]
-    for last in reversed(mine or installed):  # an installed plugin, where nothing of the user's own is on the way
-        return f" ({os.path.basename(last.filename)}:{last.lineno}, in {last.name})"
-    return ""
+    found = mine or installed  # an installed plugin, where nothing of the user's own is on the way
+    return f" ({os.path.basename(found[-1].filename)}:{found[-1].lineno}, in {found[-1].name})" if found else ""

@@ -197,9 +197,8 @@ def test_val_trains_without_the_validation_images_and_leaves_the_test_split_clos
     assert (sizes, record.n) == ([data["n_train"] - data["n_val"]], data["n_val"])
 
 
-def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path):
-    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
-    record = run(planned, where)
+def attack_later(record):
+    """Beside the record an attack that breaks nothing more."""
     flags = record.arrays("index", "robust")
     robust = flags["robust"].astype(np.uint8)
     payload = {
@@ -208,6 +207,12 @@ def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path)
         "notes": [], "finished": "2026-01-31",
     }  # fmt: skip
     reattack.write(record, payload, {"index": flags["index"], "robust": robust})
+
+
+def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path):
+    planned, where = one(changes={"epochs": "1"}), options(tmp_path)
+    record = run(planned, where)
+    attack_later(record)
     again = run(planned, Options(**{**asdict(where), "fresh": True}))
     (kept,), problems = reattack.of_record(again)
     assert again.id != record.id and again.data["weights_sha256"] == record.data["weights_sha256"]
@@ -217,14 +222,7 @@ def test_a_record_made_again_of_the_same_net_keeps_what_lies_beside_it(tmp_path)
 def test_a_record_of_another_net_inherits_nothing_from_the_one_it_replaces(tmp_path, monkeypatch):
     planned, where, said = one(changes={"epochs": "1"}), options(tmp_path), []
     record = run(planned, where)
-    flags = record.arrays("index", "robust")
-    robust = flags["robust"].astype(np.uint8)
-    payload = {
-        "attacked_with": {"suite": "pgd", "steps": 9, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
-        "counts": reattack.counts(record, flags["index"], robust), "environment": {}, "code": {"dirty": False},
-        "notes": [], "finished": "2026-01-31",
-    }  # fmt: skip
-    reattack.write(record, payload, {"index": flags["index"], "robust": robust})
+    attack_later(record)
     monkeypatch.setattr(running, "seed_everything", lambda *_: torch.manual_seed(99))
     progress = Progress(quiet=True)
     monkeypatch.setattr(progress, "note", said.append)

@@ -150,18 +150,23 @@ def test_autoattack_counts_nets_and_what_it_broke(two: Path, proved: int) -> Non
     assert ("Images with a certificate were not attacked again" in said) == (proved == 0)
 
 
-def test_two_files_of_one_net_do_not_count_an_image_twice(two: Path) -> None:
-    one: Any = record.scan(two)[0][0]
+def attacked_later(one: Any, suite: str, newly: int) -> None:
+    """A later attack on the whole split that breaks so many more."""
     flags = one.arrays("index", "robust", "certified")
     robust = flags["robust"].astype(np.uint8)
-    robust[np.flatnonzero(flags["robust"] & ~flags["certified"])[:2]] = 0
+    robust[np.flatnonzero(flags["robust"] & ~flags["certified"])[:newly]] = 0
+    payload = {
+        "attacked_with": {"suite": suite, "steps": 1, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
+        "counts": reattack.counts(one, flags["index"], robust), "environment": {}, "code": {"dirty": False},
+        "notes": [], "finished": "2026-01-31",
+    }  # fmt: skip
+    reattack.write(one, payload, {"index": flags["index"], "robust": robust})
+
+
+def test_two_files_of_one_net_do_not_count_an_image_twice(two: Path) -> None:
+    one: Any = record.scan(two)[0][0]
     for suite in ("pgd", "autoattack"):
-        payload = {
-            "attacked_with": {"suite": suite, "steps": 1, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
-            "counts": reattack.counts(one, flags["index"], robust), "environment": {}, "code": {"dirty": False},
-            "notes": [], "finished": "2026-01-31",
-        }  # fmt: skip
-        reattack.write(one, payload, {"index": flags["index"], "robust": robust})
+        attacked_later(one, suite, 2)
     assert any("broke 2 images" in line for line in found(two).limits)
 
 
@@ -208,19 +213,6 @@ def test_distance_nets_are_held_against_the_best_other_method_block_by_block(tmp
     (line,) = found(tmp_path).across
     gap = fmt.points(ours.percent("certified") - theirs.percent("certified"), fmt.decimals(2000))
     assert line.startswith(f"MNIST, eps = 0.1, preset paper, n = 2000: {gap} points (l_inf-dist net ")
-
-
-def attacked_later(one: Any, suite: str, newly: int) -> None:
-    """A later attack on the whole split that breaks so many more."""
-    flags = one.arrays("index", "robust", "certified")
-    robust = flags["robust"].astype(np.uint8)
-    robust[np.flatnonzero(flags["robust"] & ~flags["certified"])[:newly]] = 0
-    payload = {
-        "attacked_with": {"suite": suite, "steps": 1, "restarts": 1, "seed": 1}, "attacks": [], "seconds": 1.0,
-        "counts": reattack.counts(one, flags["index"], robust), "environment": {}, "code": {"dirty": False},
-        "notes": [], "finished": "2026-01-31",
-    }  # fmt: skip
-    reattack.write(one, payload, {"index": flags["index"], "robust": robust})
 
 
 def test_seeds_that_met_different_attacks_have_no_spread_of_robust_accuracy(tmp_path: Path) -> None:
